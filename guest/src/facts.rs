@@ -1,0 +1,47 @@
+//! What the kernel says about this machine.
+
+use std::fs;
+
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// vCPUs that are online.
+pub fn cpus() -> u32 {
+    sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
+}
+
+/// MemTotal in bytes, 0 when /proc is missing.
+pub fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Seconds since boot, sleep included.
+pub fn uptime_seconds() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() as u64)
+}
+
+/// Wall clock in nanoseconds since 1970.
+pub fn realtime_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_REALTIME)
+        .map_or(0, |time| (time.tv_sec() as u64).saturating_mul(1_000_000_000) + time.tv_nsec() as u64)
+}
+
+/// The kernel's name for this boot.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into()
+}
+
+/// The host name.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Sixteen random bytes in hexadecimal, from the kernel.
+pub fn random_hex() -> String {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the pointer and length are those of `bytes`. 16 bytes are never given in part.
+    unsafe { nix::libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

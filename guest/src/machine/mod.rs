@@ -1,0 +1,74 @@
+//! What the agent may do to the whole machine: freeze and thaw it, and tell it that it was woken.
+
+mod freeze;
+mod hooks;
+mod mounts;
+mod wake;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::protocol::Wake;
+use crate::site::book::GuestBook;
+
+pub use mounts::{Mount, mounts};
+
+/// The machine that PID 1 looks after.
+pub struct Machine {
+    generation: Arc<AtomicU64>,
+    book: Arc<GuestBook>,
+    freezer: freeze::Freezer,
+    hooks: PathBuf,
+}
+
+impl Machine {
+    /// The machine, with the hooks in `hooks` (`/etc/catnap`).
+    pub fn new(book: Arc<GuestBook>, generation: Arc<AtomicU64>, hooks: PathBuf) -> Arc<Machine> {
+        let freezer = freeze::Freezer::new(book.clone(), hooks.join("quiesce.d"));
+        Arc::new(Machine { generation, book, freezer, hooks })
+    }
+
+    /// How often the machine was woken.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whether filesystems are frozen now.
+    pub fn frozen(&self) -> bool {
+        self.freezer.frozen()
+    }
+
+    /// Makes everything on the disks complete and keeps it still, for `seconds` at most.
+    pub fn freeze(&self, seconds: u32) -> Result<(), String> {
+        self.freezer.freeze(seconds)
+    }
+
+    /// Ends a freeze.
+    pub fn thaw(&self) -> Result<(), String> {
+        self.freezer.thaw()
+    }
+
+    /// The machine was restored. All steps are tried; what failed is said.
+    pub fn wake(&self, wake: &Wake) -> Result<(), String> {
+        wake::check(wake)?;
+        let mut failed = Vec::new();
+        let mut note = |what: &str, result: Result<(), String>| {
+            if let Err(why) = result {
+                failed.push(format!("{what}: {why}"));
+            }
+        };
+        note("entropy", wake::add_entropy(&wake.entropy));
+        note("clock", wake::set_clock(wake.realtime_ns));
+        // Raised before the disk is written to, so that even a failing disk does not hide it.
+        self.generation.fetch_max(wake.generation, Ordering::Relaxed);
+        // A snapshot that was taken in a freeze would stay frozen until the watchdog comes.
+        note("thaw", self.thaw());
+        if let Some(identity) = &wake.identity {
+            note("identity", wake::set_identity(identity));
+        }
+        note("guest book", self.book.set_generation(wake.generation).map_err(|error| error.to_string()));
+        note("hooks", hooks::run(&self.hooks.join("wake.d"), &wake.generation.to_string(), hooks::WAKE_TIME));
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    }
+}

@@ -1,0 +1,129 @@
+//! The parts of a wake: entropy, clock, identity.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::libc;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+use crate::protocol::{Identity, Wake};
+
+// include/uapi/linux/random.h: _IOW('R', 3, int[2]) and _IO('R', 7).
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+/// Entropy in one wake, in bytes. The protocol asks for 32 at least.
+const ENTROPY: std::ops::RangeInclusive<usize> = 32..=4096;
+
+/// Refuses a wake that makes no sense, before anything is done.
+pub(super) fn check(wake: &Wake) -> Result<(), String> {
+    let bytes = decode_hex(&wake.entropy).ok_or("the entropy is not hexadecimal")?;
+    if !ENTROPY.contains(&bytes.len()) {
+        return Err("the entropy is not 32 to 4096 bytes".into());
+    }
+    if i64::try_from(wake.realtime_ns).is_err() || i64::try_from(wake.generation).is_err() {
+        return Err("the time or the generation is out of range".into());
+    }
+    let Some(identity) = &wake.identity else { return Ok(()) };
+    let id = identity.machine_id.as_bytes();
+    if id.len() != 32 || !id.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
+        return Err("the machine id is not 32 lower-case hexadecimal digits".into());
+    }
+    let name = identity.hostname.as_bytes();
+    let sound = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    // HOST_NAME_MAX of Linux is 64.
+    if !(1..=64).contains(&name.len()) || !name.iter().all(sound) {
+        return Err("the host name is not 1 to 64 letters, digits, `-`, `_` or `.`".into());
+    }
+    Ok(())
+}
+
+/// Feeds the kernel's generator, and has it use what it was fed at once.
+pub(super) fn add_entropy(hex: &str) -> Result<(), String> {
+    let bytes = decode_hex(hex).ok_or("not hexadecimal")?;
+    // struct rand_pool_info: entropy in bits, length in bytes, the bytes in whole words.
+    let mut words = vec![bytes.len() as u32 * 8, bytes.len().next_multiple_of(4) as u32];
+    words.extend(bytes.chunks(4).map(|chunk| {
+        let mut word = [0; 4];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u32::from_ne_bytes(word)
+    }));
+    let random = File::options().write(true).open("/dev/urandom").map_err(|error| error.to_string())?;
+    // SAFETY: the kernel reads a rand_pool_info: two words and as many bytes as the second of them says, all
+    // of which `words` holds.
+    let added = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, words.as_ptr()) };
+    // SAFETY: this ioctl has no argument.
+    let reseeded = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG, 0) };
+    if added == 0 && reseeded == 0 { Ok(()) } else { Err(io::Error::last_os_error().to_string()) }
+}
+
+/// Sets the wall clock.
+pub(super) fn set_clock(realtime_ns: u64) -> Result<(), String> {
+    const SECOND: u64 = 1_000_000_000;
+    let time = TimeSpec::new((realtime_ns / SECOND) as i64, (realtime_ns % SECOND) as i64);
+    clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|error| error.to_string())
+}
+
+/// Makes the machine somebody else: host name and machine id, now and for the next boots.
+pub(super) fn set_identity(identity: &Identity) -> Result<(), String> {
+    let name = nix::unistd::sethostname(&identity.hostname).map_err(|error| format!("host name: {error}"));
+    let kept = replace(Path::new("/etc/hostname"), &identity.hostname);
+    let id = replace(Path::new("/etc/machine-id"), &identity.machine_id);
+    name.and(kept).and(id)
+}
+
+/// Replaces a file's only line: the old one or the new one is there, never half of it.
+fn replace(path: &Path, line: &str) -> Result<(), String> {
+    let beside = path.with_extension("new");
+    let written = File::create(&beside).and_then(|mut file| {
+        writeln!(file, "{line}")?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&beside, path)).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wake_that_makes_no_sense_is_refused() {
+        let identity = Identity { machine_id: "0123456789abcdef".repeat(2), hostname: "anna-2".into() };
+        let good = Wake { generation: 1, realtime_ns: 1, entropy: "5a".repeat(32), identity: Some(identity.clone()) };
+        assert_eq!(check(&good), Ok(()));
+        let with = |identity| Wake { identity: Some(identity), ..good.clone() };
+        for bad in [
+            Wake { entropy: "5a".repeat(31), ..good.clone() },
+            Wake { entropy: "5a".repeat(4097), ..good.clone() },
+            Wake { entropy: "5".repeat(65), ..good.clone() },
+            Wake { entropy: "zz".repeat(32), ..good.clone() },
+            Wake { realtime_ns: u64::MAX, ..good.clone() },
+            Wake { generation: u64::MAX, ..good.clone() },
+            with(Identity { machine_id: "../../x".into(), ..identity.clone() }),
+            with(Identity { machine_id: "A".repeat(32), ..identity.clone() }),
+            with(Identity { hostname: "a\nb".into(), ..identity.clone() }),
+            with(Identity { hostname: "a".repeat(65), ..identity.clone() }),
+            with(Identity { hostname: String::new(), ..identity.clone() }),
+        ] {
+            assert!(check(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_replaced_whole() {
+        let path = std::env::temp_dir().join(format!("catnap-line-{}", std::process::id()));
+        replace(&path, "one").unwrap();
+        replace(&path, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+        fs::remove_file(&path).unwrap();
+        assert!(replace(Path::new("/no/such/folder/file"), "x").is_err());
+    }
+}

@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+# The guest tests: built out here, run one by one where guests can run. Sourced by scripts/test.
+#
+# A guest test finds in its environment: CATNAP_BIN, the program under test, built for release; CATNAP_HOME,
+# where the image `kitten` is; CATNAP_TEST_ROUNDS and CATNAP_TEST_MINIMAL_KERNEL when they were asked for. It
+# leaves no process behind, or it fails.
+# shellcheck source=common.sh disable=SC2154
+
+# The longest that one test may take, in seconds. Emulation is slow, and CI machines are slower.
+limit=${CATNAP_TEST_LIMIT:-300}
+
+# A lab of its own, so that no test cuts the power under somebody's work.
+export CATNAP_LAB=${CATNAP_LAB:-$root/target/test-lab}
+
+guest() {
+    local filter=$1 before
+    test_files '^guest' >/dev/null || die 1 "there are no guest tests in tests/"
+    before=${#failed[@]}
+    step "build catnap" build_catnap
+    step "build the guest tests" build_guest_tests
+    [ ${#failed[@]} = "$before" ] || return 0
+    step "make the kitten image" build_kitten "$root/target/test-home"
+    [ ${#failed[@]} = "$before" ] || return 0
+    choose_where
+    step "prepare the $where" "prepare_$where"
+    [ ${#failed[@]} = "$before" ] || return 0
+    run_guest_tests "$filter"
+}
+
+# Builds the test programs and leaves each, stripped and with a short name, in target/test-output/bin. They
+# share the unit tests' profile; only catnap itself is built for release.
+build_guest_tests() {
+    local options=() name file
+    for name in $(test_files '^guest'); do options+=(--test "$name"); done
+    in_crate catnap test --quiet --no-run "${options[@]}" --message-format=json >"$output/build.json" || return
+    rm -rf "${output:?}/bin"
+    mkdir -p "$output/bin"
+    while read -r file; do
+        name=${file##*/}
+        strip -o "$output/bin/${name%-*}" "$file"
+    done < <(sed -n 's/.*"executable":"\([^"]*\/deps\/guest[^"]*\)".*/\1/p' "$output/build.json")
+}
+
+prepare_host() {
+    tests=$output/bin
+    home=$root/target/test-home
+    bin=$target/release/catnap
+    minimal_kernel=${CATNAP_TEST_MINIMAL_KERNEL:-}
+    cp "$root/scripts/lib/one-test" "$tests/"
+}
+
+prepare_lab() {
+    tests=/lab/test/bin
+    home=/lab/test/home
+    bin=/lab/bin/catnap
+    if ! "$root/scripts/lab" status >/dev/null 2>&1; then
+        lab_is_ours=1
+        # One of the tests boots a guest of 4 GiB.
+        "$root/scripts/lab" up --memory 6G || return
+    fi
+    carry "$root/target/test-home" $home || return
+    minimal_kernel=${CATNAP_TEST_MINIMAL_KERNEL:+/lab/test/kernel}
+    [ -z "$minimal_kernel" ] ||
+        "$root/scripts/lab" push "$CATNAP_TEST_MINIMAL_KERNEL"/{bzImage,vmlinux} "$minimal_kernel" || return
+    "$root/scripts/lab" push "$output"/bin/* "$root/scripts/lib/one-test" $tests
+}
+
+# A lab that was up before stays up.
+leave_lab() { [ -z "${lab_is_ours:-}" ] || "$root/scripts/lab" down; }
+
+run_guest_tests() {
+    local filter=$1 program test passed=0 lost=0 before
+    rm -rf "$output/guest"
+    mkdir -p "$output/guest"
+    for program in "$output"/bin/guest*; do
+        program=${program##*/}
+        for test in $(inside "$tests/$program" --list --format terse </dev/null | sed -n 's/: test$//p'); do
+            [[ $program::$test = *"$filter"* ]] || continue
+            before=${#failed[@]}
+            step "$program::$test" guest_test "$program" "$test"
+            if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+        done
+    done
+    [ $lost = 0 ] || keep_logs
+    say "── guest tests in the $where: $passed passed, $lost failed"
+    [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"
+}
+
+# guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed.
+guest_test() {
+    local log="$output/guest/$1::$2.log" code=0 wishes=()
+    [ -z "${CATNAP_TEST_ROUNDS:-}" ] || wishes+=(CATNAP_TEST_ROUNDS="$CATNAP_TEST_ROUNDS")
+    [ -z "$minimal_kernel" ] || wishes+=(CATNAP_TEST_MINIMAL_KERNEL="$minimal_kernel")
+    # The outer limit is for a lab that hangs as a whole.
+    inside CATNAP_BIN="$bin" CATNAP_HOME="$home" "${wishes[@]}" "$tests/one-test" "$limit" "$tests/$1" "$2" \
+        </dev/null >"$log" 2>&1 || code=$?
+    [ $code = 0 ] && grep -q '^test result: ok. 1 passed' "$log" && return
+    tail -n 40 "$log" >&2
+    say "   all of it: ${log#"$root/"}"
+    return 1
+}
+
+# What the machines of failed tests said, before the lab goes down.
+keep_logs() {
+    inside tar -C "$home/state" -cf - logs </dev/null 2>/dev/null | tar -C "$output" -xf - 2>/dev/null || return 0
+    say "   the machines' logs: target/test-output/logs"
+}

@@ -1,0 +1,155 @@
+//! Boots a machine that exists: starts its monitor and waits until the guest's agent answers.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::home::{self, House};
+use super::{checks, logs, ui};
+use crate::control::protocol::{Ended, Status, Stop, Wait};
+use crate::control::{Client, Code, Failure};
+use crate::store::Machine;
+use crate::sys::process::{self, Detached};
+
+/// How many lines of a log an error shows.
+const TAIL: usize = 15;
+/// A guest that has shown nothing for so long makes KVM itself suspicious.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long a monitor that was told to end may take before it is killed.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// What a monitor says through its readiness pipe.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// The machine could not be started.
+    Failed(Failure),
+    /// The control socket answers and the vCPUs run.
+    Ready {
+        /// The monitor's process id.
+        pid: u32,
+    },
+}
+
+/// Boots a machine. When that fails, nothing of it runs any more.
+pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Status, Failure> {
+    checks::memory(machine.spec.memory)?;
+    checks::ports(house, &machine.spec)?;
+    checks::kvm_quickly()?;
+    // The monitor asks for the same files. Whatever must be made for that is made here, by a process that
+    // does not stay, so that it does not count among the monitor's memory.
+    house.files(machine)?;
+    let name = &machine.spec.name;
+    let console = machine.console_log()?;
+    let boot = Boot {
+        machine,
+        client: Client::new(machine.control_socket()?),
+        timeout,
+        console_before: logs::length(&console),
+        console,
+        monitor_log: machine.monitor_log()?,
+        progress: ui::Progress::begin(format!("Booting {name}")),
+    };
+    let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
+    let mut monitor = process::spawn_detached(&program, &["monitor", name.as_str()], &boot.monitor_log)
+        .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
+    let booted = boot.ready(&mut monitor).and_then(|()| boot.answering());
+    if booted.is_err() {
+        boot.end(&mut monitor);
+    }
+    booted
+}
+
+/// A boot that is under way.
+struct Boot<'a> {
+    machine: &'a Machine,
+    client: Client,
+    timeout: Duration,
+    console: PathBuf,
+    console_before: u64,
+    monitor_log: PathBuf,
+    progress: ui::Progress,
+}
+
+impl Boot<'_> {
+    /// Waits for the monitor's report.
+    fn ready(&self, monitor: &mut Detached) -> Result<(), Failure> {
+        let report = monitor.report().map_err(|error| Failure::while_doing("the monitor does not report", error))?;
+        match serde_json::from_slice(&report) {
+            Ok(Report::Ready { .. }) => Ok(()),
+            Ok(Report::Failed(failure)) => Err(failure),
+            Err(_) => {
+                let tail = logs::tail(&self.monitor_log, TAIL);
+                let why = format!("the monitor of {} died at its start\n{}", self.machine.spec.name, tail.trim_end());
+                Err(Failure::new(Code::Failed, why).hint("catnap doctor"))
+            }
+        }
+    }
+
+    /// Waits for the guest's agent.
+    fn answering(&self) -> Result<Status, Failure> {
+        let (name, begun) = (&self.machine.spec.name, Instant::now());
+        let mut suspicious = true;
+        loop {
+            // In slices of a second, so that Ctrl-C is heard and the progress shows what the guest is at.
+            let status = self.client.wait(Wait::Agent, Duration::from_secs(1));
+            if process::interrupted() {
+                return Err(Failure::new(Code::Failed, "interrupted"));
+            }
+            let status = status.map_err(|error| self.with_tail(format!("the monitor of {name} is gone ({error})")))?;
+            if status.agent.is_some() {
+                return Ok(status);
+            }
+            match status.ended {
+                Some(Ended::Crash { why }) => return Err(self.with_tail(format!("{name} crashed: {why}"))),
+                Some(_) => return Err(self.with_tail(format!("{name} turned itself off before its agent answered"))),
+                None if begun.elapsed() >= self.timeout => {
+                    let why = format!("the agent of {name} did not answer within {} seconds", self.timeout.as_secs());
+                    return Err(self.with_tail(why).hint("--timeout SECONDS gives a slow host more time"));
+                }
+                None => {}
+            }
+            if suspicious && begun.elapsed() >= SILENCE {
+                suspicious = false;
+                if logs::length(&self.console) == self.console_before {
+                    checks::kvm()?;
+                }
+            }
+            self.show();
+        }
+    }
+
+    /// Shows the line that the guest showed last.
+    fn show(&self) {
+        if self.progress.is_seen() {
+            let line = logs::tail(&self.console, 1);
+            let line: String = line.trim().chars().take(60).collect();
+            self.progress.say(format!("Booting {}: {line}", self.machine.spec.name));
+        }
+    }
+
+    fn with_tail(&self, why: String) -> Failure {
+        let tail = match logs::length(&self.console) == self.console_before {
+            true => String::new(),
+            false => logs::tail(&self.console, TAIL),
+        };
+        Failure::new(
+            Code::Failed,
+            match tail.trim_end() {
+                "" => format!("{why}; its console showed nothing"),
+                tail => format!("{why}; the end of its console:\n{tail}"),
+            },
+        )
+    }
+
+    /// Sees to it that the monitor is gone.
+    fn end(&self, monitor: &mut Detached) {
+        let hasty = self.client.clone().with_patience(ENDING);
+        // A monitor that failed by itself is gone already, and then neither finds anyone to speak to.
+        let _ = hasty.stop(Stop { seconds: 0, force: true });
+        if home::wait_until_free(self.machine, ENDING).is_err() {
+            let _ = monitor.kill();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The verbs: one file each. Here they are gathered, grouped for the help, and their results become exit codes.
+
+mod checks;
+mod completion;
+mod console;
+mod doctor;
+mod errors;
+mod exec;
+mod home;
+mod image;
+mod inspect;
+mod launch;
+mod logs;
+mod monitor;
+mod pause;
+mod ps;
+mod record;
+mod rm;
+mod run;
+mod start;
+mod stop;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::control::{Code, Failure};
+use crate::sys::process;
+
+/// What a verb comes to: the exit code, or what went wrong.
+type Outcome = Result<ExitCode, Failure>;
+
+/// The exit code after Ctrl-C (128 + SIGINT), as shells expect it.
+const INTERRUPTED: u8 = 130;
+
+/// Small Linux machines on KVM that nap: boot one, look at it, put it to sleep, wake it bigger.
+#[derive(Parser)]
+#[command(
+    name = "catnap",
+    version,
+    help_template = "{about-with-newline}\n{usage-heading} {usage}\n\n{after-help}\n\nOptions:\n{options}",
+    after_help = GROUPS,
+    disable_help_subcommand = true,
+    subcommand_value_name = "VERB",
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const GROUPS: &str = "\
+Machines:
+  run         Make a machine from an image and boot it
+  ps          List machines
+  inspect     Show all that is known of machines
+  start       Boot stopped machines again
+  stop        Shut machines down
+  rm          Remove machines with their disks
+  pause       Hold machines' vCPUs still
+  resume      Let paused machines run on
+
+Inside a machine:
+  exec        Run a program in the guest
+  console     Join the guest's serial console
+  logs        Show what a machine's console has shown
+
+This host:
+  image       Make, list and remove base images
+  doctor      Find out whether this host can run machines, and what to do if not
+  completion  Print a script that teaches a shell to complete
+
+Begin with:
+  catnap doctor
+  catnap run kitten --name anna -p 8080:80
+  catnap exec anna -- sh
+
+`catnap VERB --help` explains each.
+
+Exit codes:
+  0 done, 1 failed, 2 usage, 3 not found, 4 refused or wrong state, 5 host unusable,
+  6 verification failed";
+
+#[derive(Subcommand)]
+enum Verb {
+    Run(run::Args),
+    Ps(ps::Args),
+    Inspect(inspect::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Rm(rm::Args),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    Exec(exec::Args),
+    Console(console::Args),
+    Logs(logs::Args),
+    Image(image::Args),
+    Doctor(doctor::Args),
+    Completion(completion::Args),
+}
+
+/// Runs the program and gives its exit code.
+pub fn main() -> ExitCode {
+    // Not for people, and in no help: the process that is a machine. It goes by clap, which takes longer than
+    // all that a monitor does before its guest runs.
+    let mut words = std::env::args().skip(1);
+    if let (Some("monitor"), Some(name), None) = (words.next().as_deref(), words.next(), words.next()) {
+        return monitor::main(&name);
+    }
+    let outcome = match Cli::parse().verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Ps(args) => ps::run(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Start(args) => start::run(args),
+        Verb::Stop(args) => stop::run(args),
+        Verb::Rm(args) => rm::run(args),
+        Verb::Pause(args) => pause::pause(args),
+        Verb::Resume(args) => pause::resume(args),
+        Verb::Exec(args) => exec::run(args),
+        Verb::Console(args) => console::run(args),
+        Verb::Logs(args) => logs::run(args),
+        Verb::Image(args) => image::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Completion(args) => completion::run(args),
+    };
+    outcome.unwrap_or_else(|failure| {
+        ui::failure(&failure);
+        if process::interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::from(failure.code as u8) }
+    })
+}
+
+/// Does something to several machines, one after the other; those that fail do not keep the others from it.
+/// The exit code is that of the first failure.
+fn each<T>(names: &[T], mut act: impl FnMut(&T) -> Result<(), Failure>) -> Outcome {
+    let mut first: Option<Code> = None;
+    for name in names {
+        if let Err(failure) = act(name) {
+            ui::failure(&failure);
+            first.get_or_insert(failure.code);
+        }
+        if process::interrupted() {
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    }
+    Ok(first.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grouped_help_has_every_verb_with_its_own_words_and_no_other() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let verbs: Vec<_> = command.get_subcommands().filter(|verb| !verb.is_hide_set()).collect();
+        for verb in &verbs {
+            let line = format!("\n  {:10}  {}\n", verb.get_name(), verb.get_about().unwrap());
+            assert!(GROUPS.contains(&line), "{line}");
+            assert!(verb.get_after_help().is_some_and(|text| text.to_string().contains("Examples")), "{line}");
+        }
+        let listed = GROUPS.split("Begin with").next().unwrap().lines().filter(|line| line.starts_with("  "));
+        assert_eq!(listed.count(), verbs.len());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_done() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|error| error.exit_code());
+        for good in [
+            "catnap ps -q",
+            "catnap exec anna ls -l --color",
+            "catnap exec -it anna -- sh",
+            "catnap stop -f a b c",
+            "catnap logs -f -n 5 anna",
+        ] {
+            assert_eq!(parse(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "catnap",
+            "catnap fly",
+            "catnap stop",
+            "catnap stop ../etc",
+            "catnap stop --time -1 anna",
+            "catnap exec anna",
+            "catnap exec -t -T anna -- sh",
+            "catnap exec -e X anna -- sh",
+            "catnap completion tcsh",
+            "catnap ps --json --quiet",
+        ] {
+            assert_eq!(parse(bad), Err(2), "{bad}");
+        }
+    }
+}

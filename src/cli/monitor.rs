@@ -1,0 +1,143 @@
+//! `catnap monitor MACHINE`, not for people: the process that is a machine. `run` and `start` start it, detached; it reports
+//! through its standard output when the machine runs, and lives until the guest has ended.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::home::House;
+use super::launch::Report;
+use super::record::Record;
+use crate::control::api::Api;
+use crate::control::host::Host;
+use crate::control::protocol::{Ended, Stop};
+use crate::control::server::{Limits, Server};
+use crate::control::{Code, Failure};
+use crate::machine::{Files, Machine};
+use crate::spec::Name;
+use crate::store::{self, RunLock};
+use crate::sys::limits;
+use crate::sys::process::{self, Signals};
+
+/// How long a guest may take to shut down when the monitor is told to end (SIGTERM).
+const SHUTDOWN: u32 = 30;
+/// How long answers that are under way may take to get out at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Is the monitor of the machine `name` until its guest has ended; gives the process's exit code.
+pub fn main(name: &str) -> ExitCode {
+    // Before any thread starts: all of them leave these signals to the one that waits for them.
+    let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+    match signals.map_err(|error| Failure::while_doing("signals", error)).and_then(|signals| be(name, signals)) {
+        Ok(Ended::Crash { why }) => {
+            tracing::error!("the guest crashed: {why}");
+            ExitCode::from(Code::Failed as u8)
+        }
+        Ok(ended) => {
+            tracing::info!("the guest has ended: {ended:?}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+fn be(name: &str, signals: Signals) -> Result<Ended, Failure> {
+    let name = name.parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()));
+    let started = name.and_then(|name| start(&name));
+    report(match &started {
+        Ok(_) => Report::Ready { pid: std::process::id() },
+        Err(failure) => Report::Failed(failure.clone()),
+    })?;
+    Ok(started?.attend(signals))
+}
+
+fn report(report: Report) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::while_doing("the readiness report", error);
+    let line = serde_json::to_string(&report).map_err(|error| failed(error.into()))? + "\n";
+    process::end_report(line.as_bytes()).map_err(failed)
+}
+
+/// A machine that runs, with all that belongs to it.
+struct Monitor {
+    stored: store::Machine,
+    files: Files,
+    host: Arc<Host>,
+    machine: Arc<Machine>,
+    server: Server,
+    record: Record,
+    /// Held for as long as this process lives: that is how others know.
+    lock: RunLock,
+}
+
+/// Builds and starts everything.
+fn start(name: &Name) -> Result<Monitor, Failure> {
+    let house = House::open()?;
+    let stored = house.machine(name)?;
+    let lock = stored.lock()?;
+    limits::raise_open_files().map_err(|error| Failure::while_doing("the limit of open files", error))?;
+    let files = house.files(&stored)?;
+    let host = Arc::new(Host::new(stored.spec.clone()));
+    // Before the machine is built, so that those who ask meanwhile hear that it is starting.
+    let path = stored.control_socket()?;
+    let socket = |error| Failure::while_doing(format!("the control socket {}", path.display()), error);
+    let (server, listener) = Server::bind(&path).map_err(socket)?;
+    server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).map_err(socket)?;
+    let built = Machine::new(&stored.spec, &files).map_err(Failure::from);
+    let machine = match built.and_then(|machine| host.start(&machine).map(|()| machine)) {
+        Ok(machine) => machine,
+        Err(failure) => {
+            server.close(Duration::ZERO);
+            return Err(failure);
+        }
+    };
+    lock.started()?;
+    let record = Record::begin();
+    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
+    Ok(Monitor { stored, files, host, machine, server, record, lock })
+}
+
+impl Monitor {
+    /// Stays until the guest has ended.
+    fn attend(self, signals: Signals) -> Ended {
+        let host = Arc::clone(&self.host);
+        // When no thread can be had, signals stay unheard; `catnap stop` works all the same.
+        let _ = thread::Builder::new().name("signals".into()).stack_size(64 * 1024).spawn(move || {
+            heed(&signals, &host);
+        });
+        let ended = self.host.run(self.machine, || {
+            tracing::info!("the guest reboots");
+            Ok(Machine::new(&self.stored.spec, &self.files)?)
+        });
+        // First the truth is noted, then those who wait for the end are let go.
+        if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {
+            tracing::error!("{error}");
+        }
+        if let Err(error) = self.lock.ended() {
+            tracing::error!("{error}");
+        }
+        self.server.close(FAREWELL);
+        ended
+    }
+}
+
+/// The first signal presses the power button and gives the guest time; the next pulls the plug.
+fn heed(signals: &Signals, host: &Arc<Host>) {
+    let mut seconds = SHUTDOWN;
+    loop {
+        let signal = signals.wait();
+        tracing::info!("signal {signal}: the guest has {seconds} seconds to shut down");
+        let (host, stop) = (Arc::clone(host), Stop { seconds, force: true });
+        let _ = thread::Builder::new().name("shutdown".into()).spawn(move || {
+            if let Err(failure) = host.stop(stop) {
+                tracing::error!("{failure}");
+            }
+        });
+        seconds = 0;
+    }
+}

@@ -1,0 +1,162 @@
+//! `catnap run`: makes a machine from an image and boots it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::home::House;
+use super::{Outcome, checks, console, image, launch, start, ui};
+use crate::boot;
+use crate::control::{Code, Failure};
+use crate::spec::{Forward, MachineSpec, Name, Size};
+use crate::store::{self, Machine, Snapshot};
+use crate::sys::process;
+
+/// Make a machine from an image and boot it
+#[derive(clap::Args)]
+#[command(after_help = "\
+Returns when the guest's agent answers, and prints the machine's name and where its ports are to be found.
+When that fails or is interrupted, nothing stays behind. The image `kitten` is made on first use.
+
+Sizes are written 512M or 2G (binary).
+
+Examples:
+  catnap run kitten
+  catnap run kitten --name anna --cpus 2 --memory 512M -p 8080:80
+  catnap run kitten --kernel ./bzImage --append 'loglevel=7' --attach")]
+pub struct Args {
+    /// The image: a name, or sha256: and some digits (`catnap image ls`)
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The machine's name [default: a free one, such as kitten-1]
+    #[arg(short, long)]
+    name: Option<Name>,
+    /// How many vCPUs
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// How much memory
+    #[arg(short, long, value_name = "SIZE", default_value = "256M")]
+    memory: Size,
+    /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
+    #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
+    forwards: Vec<Forward>,
+    /// A kernel of your own (bzImage or ELF) in place of the image's; it is copied
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    append: String,
+    /// Join the console once it has booted
+    #[arg(short, long)]
+    attach: bool,
+    /// How many seconds the guest has until its agent answers
+    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Outcome {
+    process::catch_interrupts();
+    let house = House::open()?;
+    let first = match &args.name {
+        Some(name) => name.clone(),
+        None => numbered(&args.image, 1)?,
+    };
+    let spec = MachineSpec {
+        name: first,
+        image: String::new(),
+        cpus: args.cpus,
+        memory: args.memory,
+        append: args.append,
+        kernel: args.kernel,
+        forwards: args.forwards,
+    };
+    // What can be refused is refused before anything is made.
+    spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap run --help"))?;
+    if args.name.is_some() && house.store().machine(&spec.name).is_ok() {
+        return Err(store::Error::MachineTaken(spec.name).into());
+    }
+    spec.kernel.as_deref().map_or(Ok(()), check_kernel)?;
+    checks::memory(spec.memory)?;
+    checks::ports(&house, &spec)?;
+    checks::kvm_quickly()?;
+
+    let image = image::find_or_make(&house, &args.image)?;
+    if process::interrupted() {
+        return Err(Failure::new(Code::Failed, "interrupted"));
+    }
+    let machine = match &args.name {
+        Some(_) => house.store().create_machine(&spec, &image)?,
+        None => create_numbered(&house, spec, &args.image, &image)?,
+    };
+    if let Err(failure) = launch::launch(&house, &machine, Duration::from_secs(args.timeout.into())) {
+        if let Err(error) = house.store().remove_machine(&machine.spec.name) {
+            ui::warn(format!("{} could not be removed: {error}", machine.spec.name));
+        }
+        return Err(failure);
+    }
+    start::announce(&machine.spec)?;
+    match args.attach {
+        true => console::attach(&house, &machine.spec.name),
+        false => Ok(std::process::ExitCode::SUCCESS),
+    }
+}
+
+/// A friendly name for a machine of this image.
+fn numbered(image: &str, number: u32) -> Result<Name, Failure> {
+    let base = image.split('@').next().filter(|base| base.parse::<Name>().is_ok() && base.len() < 50);
+    let base = base.unwrap_or("machine");
+    format!("{base}-{number}").parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()))
+}
+
+/// Makes a machine with the first number that is free, also when others are making some at the same time.
+fn create_numbered(
+    house: &House,
+    mut spec: MachineSpec,
+    reference: &str,
+    image: &Snapshot,
+) -> Result<Machine, Failure> {
+    for number in 1.. {
+        spec.name = numbered(reference, number)?;
+        match house.store().create_machine(&spec, image) {
+            Err(store::Error::MachineTaken(_)) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(Failure::new(Code::Failed, "there are too many machines"))
+}
+
+/// Whether a file is a kernel, so that a mistake costs nothing.
+fn check_kernel(path: &Path) -> Result<(), Failure> {
+    boot::check_kernel(path).map_err(|error| {
+        let code = match &error {
+            boot::Error::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NotFound,
+            boot::Error::NotAKernel { .. } => Code::Usage,
+            _ => Code::Failed,
+        };
+        Failure::new(code, error.to_string()).hint("--kernel takes a bzImage or an ELF vmlinux")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_without_a_name_are_called_after_their_image() {
+        let names =
+            ["kitten", "anna@monday", "sha256:abcd", "../x"].map(|image| numbered(image, 2).unwrap().to_string());
+        assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2"]);
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        assert_eq!(check_kernel(&path).unwrap_err().code, Code::NotFound);
+        std::fs::write(&path, "#!/bin/sh").unwrap();
+        assert_eq!(check_kernel(&path).unwrap_err().code, Code::Usage);
+        let failure = check_kernel(folder.path()).unwrap_err();
+        assert!(failure.error.contains(folder.path().to_str().unwrap()), "{failure}");
+    }
+}

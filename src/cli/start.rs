@@ -1,0 +1,60 @@
+//! `catnap start`: boots machines that exist and do not run.
+
+use std::time::Duration;
+
+use super::home::House;
+use super::{Outcome, console, launch, ui};
+use crate::control::{Code, Failure};
+use crate::spec::{MachineSpec, Name};
+use crate::sys::process;
+
+/// How long a guest may take until its agent answers, in seconds.
+pub const TIMEOUT: u32 = 60;
+
+/// Boot stopped machines again
+#[derive(clap::Args)]
+#[command(after_help = "\
+A machine boots from its own disk, with the kernel, size and ports that it was made with.
+
+Examples:
+  catnap start anna
+  catnap start --attach anna")]
+pub struct Args {
+    /// Join the console once it has booted
+    #[arg(short, long)]
+    attach: bool,
+    /// How many seconds the guest has until its agent answers
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+    /// The machines
+    #[arg(value_name = "MACHINE", required = true)]
+    names: Vec<Name>,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Outcome {
+    if args.attach && args.names.len() > 1 {
+        return Err(Failure::new(Code::Usage, "only one console can be joined").hint("name one machine with --attach"));
+    }
+    let house = House::open()?;
+    process::catch_interrupts();
+    let outcome = super::each(&args.names, |name| {
+        let machine = house.machine(name)?;
+        if machine.is_running()? {
+            return Err(Failure::new(Code::Refused, format!("{name} runs already")).hint("catnap ps"));
+        }
+        house.image(&machine.spec.image)?;
+        launch::launch(&house, &machine, Duration::from_secs(args.timeout.into()))?;
+        announce(&machine.spec)
+    })?;
+    match args.names.as_slice() {
+        [name] if args.attach && outcome == std::process::ExitCode::SUCCESS => console::attach(&house, name),
+        _ => Ok(outcome),
+    }
+}
+
+/// Prints a machine's name, and where its ports are to be found.
+pub fn announce(spec: &MachineSpec) -> Result<(), Failure> {
+    let urls = spec.forwards.iter().map(|forward| format!("http://127.0.0.1:{}/\n", forward.host));
+    ui::data(format!("{}\n{}", spec.name, urls.collect::<String>()))
+}

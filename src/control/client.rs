@@ -1,0 +1,218 @@
+//! Speaks to a machine's monitor. Used by the command line, and by whatever else steers machines.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use catnap_guest::protocol as agent;
+use serde::Serialize;
+
+use super::failure::{Code, Failure};
+use super::protocol::{MAX_BODY, MAX_HEAD, STREAM, Status, Stop, Wait};
+use crate::sys::local;
+
+/// How long a monitor may take beyond the time that a request asks it to wait.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why a request was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens on the socket.
+    #[error("no monitor listens on {}", path.display())]
+    Gone {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed on the way.
+    #[error("the connection to the monitor on {} failed: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What answered is no monitor.
+    #[error("what answers on {} is no monitor: {why}", path.display())]
+    Nonsense {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with the answer.
+        why: String,
+    },
+    /// The monitor says no.
+    #[error(transparent)]
+    Failure(Failure),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error {
+            Error::Failure(failure) => failure,
+            Error::Gone { .. } => Failure::new(Code::Refused, error.to_string()).hint("catnap ps"),
+            _ => Failure::new(Code::Failed, error.to_string()),
+        }
+    }
+}
+
+/// A machine's control socket. Each call is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+    patience: Duration,
+}
+
+impl Client {
+    /// Speaks to the monitor that listens on `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Client {
+        Client { path: path.into(), patience: PATIENCE }
+    }
+
+    /// The same, waiting no longer than `patience` for what should be answered at once.
+    pub fn with_patience(self, patience: Duration) -> Client {
+        Client { patience, ..self }
+    }
+
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the machine is and does.
+    pub fn status(&self) -> Result<Status, Error> {
+        self.ask("GET", "/v1/machine", &(), Duration::ZERO)
+    }
+
+    /// The same, once what is waited for has come or `time` (whole seconds) has passed.
+    pub fn wait(&self, what: Wait, time: Duration) -> Result<Status, Error> {
+        let path = format!("/v1/machine?wait={}&seconds={}", what.word(), time.as_secs());
+        self.ask("GET", &path, &(), time)
+    }
+
+    /// Stops the vCPUs.
+    pub fn pause(&self) -> Result<Status, Error> {
+        self.ask("POST", "/v1/pause", &(), Duration::ZERO)
+    }
+
+    /// Lets the vCPUs run on.
+    pub fn resume(&self) -> Result<Status, Error> {
+        self.ask("POST", "/v1/resume", &(), Duration::ZERO)
+    }
+
+    /// Presses the power button and does not wait.
+    pub fn power_button(&self) -> Result<Status, Error> {
+        self.ask("POST", "/v1/power-button", &(), Duration::ZERO)
+    }
+
+    /// Shuts the guest down and returns when it has ended.
+    pub fn stop(&self, stop: Stop) -> Result<Status, Error> {
+        self.ask("POST", "/v1/stop", &stop, Duration::from_secs(stop.seconds.into()))
+    }
+
+    /// The guest's console, as a stream: first what it has shown so far.
+    pub fn console(&self) -> Result<UnixStream, Error> {
+        self.stream("GET", "/v1/console", &())
+    }
+
+    /// Runs a program in the guest; the stream carries [`agent::Frame`]s.
+    pub fn exec(&self, exec: &agent::Exec) -> Result<UnixStream, Error> {
+        self.stream("POST", "/v1/exec", exec)
+    }
+
+    /// A connection to the guest's agent that has read `request`.
+    pub fn agent(&self, request: &agent::Request) -> Result<UnixStream, Error> {
+        self.stream("POST", "/v1/agent", request)
+    }
+
+    /// One request with an answer in JSON that takes the monitor up to `time`.
+    fn ask(&self, method: &str, path: &str, body: &impl Serialize, time: Duration) -> Result<Status, Error> {
+        let mut stream = self.send(method, path, body, "", time)?;
+        let (status, length) = self.head(&mut stream)?;
+        let body = self.body(stream, length)?;
+        if status != 200 {
+            return Err(self.failure(&body));
+        }
+        serde_json::from_slice(&body).map_err(|error| self.nonsense(error))
+    }
+
+    /// One request that turns the connection into a stream.
+    fn stream(&self, method: &str, path: &str, body: &impl Serialize) -> Result<UnixStream, Error> {
+        let upgrade = format!("Connection: Upgrade\r\nUpgrade: {STREAM}\r\n");
+        let mut stream = self.send(method, path, body, &upgrade, Duration::ZERO)?;
+        let (status, length) = self.head(&mut stream)?;
+        if status != 101 {
+            return Err(self.failure(&self.body(stream, length)?));
+        }
+        stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None)).map_err(|e| self.io(e))?;
+        Ok(stream)
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+        more: &str,
+        time: Duration,
+    ) -> Result<UnixStream, Error> {
+        let mut stream = local::connect(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone { path: self.path.clone() },
+            _ => self.io(error),
+        })?;
+        let body = match method {
+            "POST" => serde_json::to_vec(body).map_err(|error| self.nonsense(error))?,
+            _ => Vec::new(),
+        };
+        // `()` stands for no body; in JSON it would be `null`.
+        let body = if body == b"null" { Vec::new() } else { body };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: catnap\r\n{more}Content-Length: {}\r\n\r\n", body.len());
+        stream
+            .set_read_timeout(Some(time + self.patience))
+            .and_then(|()| stream.set_write_timeout(Some(self.patience)))
+            .and_then(|()| stream.write_all(&[head.as_bytes(), &body].concat()))
+            .map_err(|error| self.io(error))?;
+        Ok(stream)
+    }
+
+    /// The status of a response and the length of its body. Reads byte by byte, so that nothing of a stream
+    /// that follows is taken; a head of ours is some hundred bytes long.
+    fn head(&self, stream: &mut UnixStream) -> Result<(u16, usize), Error> {
+        let mut bytes = Vec::with_capacity(256);
+        while !bytes.ends_with(b"\r\n\r\n") {
+            if bytes.len() >= MAX_HEAD {
+                return Err(self.nonsense("its answer has no end"));
+            }
+            let mut byte = [0];
+            stream.read_exact(&mut byte).map_err(|error| self.io(error))?;
+            bytes.push(byte[0]);
+        }
+        let mut headers = [httparse::EMPTY_HEADER; 16];
+        let mut head = httparse::Response::new(&mut headers);
+        head.parse(&bytes).map_err(|error| self.nonsense(error))?;
+        let length = head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let length = match length.map(|header| std::str::from_utf8(header.value).ok().and_then(|v| v.parse().ok())) {
+            None => 0,
+            Some(Some(length)) if length <= MAX_BODY => length,
+            Some(_) => return Err(self.nonsense("its answer is too long")),
+        };
+        Ok((head.code.unwrap_or(0), length))
+    }
+
+    fn body(&self, mut stream: UnixStream, length: usize) -> Result<Vec<u8>, Error> {
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).map_err(|error| self.io(error))?;
+        Ok(body)
+    }
+
+    fn failure(&self, body: &[u8]) -> Error {
+        serde_json::from_slice(body).map_or_else(|error| self.nonsense(error), Error::Failure)
+    }
+
+    fn io(&self, source: io::Error) -> Error {
+        Error::Io { path: self.path.clone(), source }
+    }
+
+    fn nonsense(&self, why: impl ToString) -> Error {
+        Error::Nonsense { path: self.path.clone(), why: why.to_string() }
+    }
+}

@@ -1,0 +1,124 @@
+//! What went wrong, in the words that a person needs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{boot, disk, machine};
+
+/// A failure as it travels over the control socket and as the command line shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    /// What failed.
+    pub error: String,
+    /// The next step to try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What kind of failure it is: the exit code of the command that met it.
+    pub code: Code,
+}
+
+/// The exit codes of `catnap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", from = "u8")]
+pub enum Code {
+    /// It was tried and failed.
+    Failed = 1,
+    /// The command or request makes no sense.
+    Usage = 2,
+    /// There is no such thing.
+    NotFound = 3,
+    /// Not now, or not in this state.
+    Refused = 4,
+    /// This host cannot do it.
+    Host = 5,
+    /// Something is not what its digest says.
+    Verify = 6,
+}
+
+impl From<Code> for u8 {
+    fn from(code: Code) -> u8 {
+        code as u8
+    }
+}
+
+impl From<u8> for Code {
+    fn from(code: u8) -> Code {
+        match code {
+            2 => Code::Usage,
+            3 => Code::NotFound,
+            4 => Code::Refused,
+            5 => Code::Host,
+            6 => Code::Verify,
+            _ => Code::Failed,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(code: Code, error: impl Into<String>) -> Failure {
+        Failure { error: error.into(), hint: None, code }
+    }
+
+    /// The same with a next step.
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Something failed while `doing`.
+    pub fn while_doing(doing: impl std::fmt::Display, why: impl std::fmt::Display) -> Failure {
+        Failure::new(Code::Failed, format!("{doing}: {why}"))
+    }
+}
+
+impl From<machine::Error> for Failure {
+    fn from(error: machine::Error) -> Failure {
+        let text = whole(&error);
+        let is = |code| Failure::new(code, text.clone());
+        match &error {
+            machine::Error::Kvm(_) => is(Code::Host).hint("catnap doctor"),
+            machine::Error::Memory(_) | machine::Error::Boot(boot::Error::TooLittleMemory { .. }) => {
+                is(Code::Failed).hint("another --memory")
+            }
+            machine::Error::Boot(boot::Error::CommandLine { .. }) => is(Code::Usage).hint("fewer words in --append"),
+            machine::Error::Boot(_) => is(Code::Failed).hint("--kernel takes a bzImage or an ELF vmlinux for x86-64"),
+            machine::Error::Disk(disk::Error::InUse(_)) => {
+                is(Code::Refused).hint("stop what uses it; catnap ps lists machines")
+            }
+            machine::Error::Disk(_) => is(Code::Failed).hint("qemu-img check tells more about the disk"),
+            machine::Error::Forward(_) => is(Code::Refused).hint("another port of the host with -p"),
+            machine::Error::Ended => is(Code::Refused).hint("catnap start boots it again"),
+            _ => is(Code::Failed),
+        }
+    }
+}
+
+/// An error with all that it says about its causes, `what: why: why`.
+pub fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        // Many errors already repeat their cause.
+        if !text.contains(&inner.to_string()) {
+            text = format!("{text}: {inner}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_travels_with_its_code_as_a_number() {
+        let failure = Failure::new(Code::Refused, "anna is paused").hint("catnap resume anna");
+        let text = serde_json::to_string(&failure).unwrap();
+        assert_eq!(text, r#"{"error":"anna is paused","hint":"catnap resume anna","code":4}"#);
+        assert_eq!(serde_json::from_str::<Failure>(&text).unwrap(), failure);
+        let strange: Failure = serde_json::from_str(r#"{"error":"x","code":99}"#).unwrap();
+        assert_eq!(strange, Failure::new(Code::Failed, "x"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Holds a guest for the requests of many connections, over its reboots and until its end.
+//!
+//! ```text
+//!            run             run, guest asks for a reboot            run
+//! (none) ----------> guest ------------------------------> (none) ----------> guest ...
+//!                      | run, guest ends, or `stop`
+//!                      v
+//!                    ended
+//! ```
+//!
+//! Invariants: `ended` is set once and never taken back; a guest is dropped by all before the next is built,
+//! because both would own the same disk and ports.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use catnap_guest::protocol::Hello;
+
+use super::failure::{Code, Failure};
+use super::protocol::{Ended, State, Status, Stop, Wait};
+use crate::machine::{self, End, Machine};
+use crate::spec::MachineSpec;
+
+/// What the control protocol needs of a machine.
+pub trait Guest: Send + Sync + 'static {
+    /// Lets the vCPUs run for the first time.
+    fn start(&self) -> Result<(), Failure>;
+    /// What it does now.
+    fn state(&self) -> machine::State;
+    /// Blocks until it has ended.
+    fn wait(&self) -> End;
+    /// Stops the vCPUs; does nothing when they stand still already.
+    fn pause(&self) -> Result<(), Failure>;
+    /// Lets them run on; does nothing when they run already.
+    fn resume(&self) -> Result<(), Failure>;
+    /// Presses the power button.
+    fn power_button(&self) -> Result<(), Failure>;
+    /// Ends it at once.
+    fn stop(&self);
+    /// What its console has shown, and what comes.
+    fn attach_console(&self) -> (Vec<u8>, Receiver<Vec<u8>>);
+    /// Types on its console; gives back how many bytes there was room for.
+    fn console_input(&self, bytes: &[u8]) -> usize;
+    /// A new connection to its agent.
+    fn agent(&self) -> io::Result<UnixStream>;
+    /// What its agent said when it was ready; waits for that up to `time`.
+    fn hello(&self, time: Duration) -> Option<Hello>;
+}
+
+impl Guest for Machine {
+    fn start(&self) -> Result<(), Failure> {
+        Ok(Machine::start(self)?)
+    }
+    fn state(&self) -> machine::State {
+        Machine::state(self)
+    }
+    fn wait(&self) -> End {
+        Machine::wait(self)
+    }
+    fn pause(&self) -> Result<(), Failure> {
+        Ok(Machine::pause(self)?)
+    }
+    fn resume(&self) -> Result<(), Failure> {
+        Ok(Machine::resume(self)?)
+    }
+    fn power_button(&self) -> Result<(), Failure> {
+        Ok(Machine::power_button(self)?)
+    }
+    fn stop(&self) {
+        Machine::stop(self);
+    }
+    fn attach_console(&self) -> (Vec<u8>, Receiver<Vec<u8>>) {
+        self.console().attach()
+    }
+    fn console_input(&self, bytes: &[u8]) -> usize {
+        self.console().input(bytes)
+    }
+    fn agent(&self) -> io::Result<UnixStream> {
+        Machine::agent(self)
+    }
+    fn hello(&self, time: Duration) -> Option<Hello> {
+        Machine::hello(self, time)
+    }
+}
+
+/// The longest time that a guest's end or a rebuild may take before it counts as stuck.
+const STUCK: Duration = Duration::from_secs(10);
+/// How long one look at the agent may hold on to a guest that might want to reboot.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// The guest of this process.
+pub struct Host {
+    spec: MachineSpec,
+    begun: Instant,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    guest: Option<Arc<dyn Guest>>,
+    boots: u32,
+    /// Requests to stop that are under way: then a reboot is an end.
+    stopping: u32,
+    ended: Option<Ended>,
+}
+
+impl Host {
+    /// A host whose guest is still to be put in.
+    pub fn new(spec: MachineSpec) -> Host {
+        Host { spec, begun: Instant::now(), inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Puts a guest in, so that requests reach it, and starts it.
+    pub fn start(&self, guest: &Arc<impl Guest>) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.guest = Some(Arc::clone(guest) as Arc<dyn Guest>);
+        inner.boots += 1;
+        // Under the lock, so that nobody pauses or stops what does not run yet.
+        let started = guest.start();
+        if started.is_err() {
+            inner.guest = None;
+        }
+        self.changed.notify_all();
+        started
+    }
+
+    /// Stays with the started `guest` until it ends for good; `build` makes the next one for a reboot.
+    pub fn run<G: Guest>(&self, mut guest: Arc<G>, mut build: impl FnMut() -> Result<Arc<G>, Failure>) -> Ended {
+        let ended = loop {
+            match guest.wait() {
+                End::Reboot if self.is_stopping() => break Ended::PowerOff,
+                // A kernel that panics early reboots too, and would for ever.
+                End::Reboot if guest.hello(Duration::ZERO).is_none() => {
+                    break Ended::Crash { why: "it rebooted before its agent was ready".into() };
+                }
+                End::Reboot => {
+                    self.let_go(guest);
+                    match build().and_then(|next| self.start(&next).map(|()| next)) {
+                        Ok(next) => guest = next,
+                        Err(failure) => break Ended::Crash { why: format!("the reboot failed: {failure}") },
+                    }
+                }
+                End::Crash(why) => break Ended::Crash { why },
+                End::Stopped => break Ended::Forced,
+                End::PowerOff => break Ended::PowerOff,
+            }
+        };
+        let mut inner = self.lock();
+        inner.guest = None;
+        inner.ended = Some(ended.clone());
+        self.changed.notify_all();
+        ended
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.lock().stopping > 0
+    }
+
+    /// Takes the guest out and waits until no request holds on to it.
+    fn let_go<G: Guest>(&self, guest: Arc<G>) {
+        self.lock().guest = None;
+        let last = Arc::downgrade(&guest);
+        drop(guest);
+        let deadline = Instant::now() + STUCK;
+        while last.strong_count() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The guest; during a reboot, waits for the next one.
+    pub fn guest(&self) -> Result<Arc<dyn Guest>, Failure> {
+        self.guest_after(0).map(|(_, guest)| guest).ok_or_else(|| {
+            Failure::new(Code::Refused, format!("{} is not running any more", self.spec.name))
+                .hint(format!("catnap start {}", self.spec.name))
+        })
+    }
+
+    /// The guest of a later boot than number `seen`, with its number. `None` when there will not be one.
+    pub fn guest_after(&self, seen: u32) -> Option<(u32, Arc<dyn Guest>)> {
+        let wait = |inner: &mut Inner| inner.ended.is_none() && (inner.boots <= seen || inner.guest.is_none());
+        let guard = self.changed.wait_timeout_while(self.lock(), STUCK, wait);
+        let (inner, _) = guard.unwrap_or_else(PoisonError::into_inner);
+        let later = inner.guest.as_ref().filter(|_| inner.boots > seen);
+        later.map(|guest| (inner.boots, Arc::clone(guest)))
+    }
+
+    /// Waits until the guest has ended, up to `time`.
+    pub fn wait_end(&self, time: Duration) -> Option<Ended> {
+        let guard = self.changed.wait_timeout_while(self.lock(), time, |inner| inner.ended.is_none());
+        guard.unwrap_or_else(PoisonError::into_inner).0.ended.clone()
+    }
+
+    /// Waits for what a client asked to wait for, up to `time`.
+    pub fn wait(&self, what: Wait, time: Duration) {
+        let deadline = Instant::now() + time;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        match what {
+            Wait::End => drop(self.wait_end(time)),
+            Wait::Agent => {
+                while !left().is_zero() {
+                    match self.guest() {
+                        Ok(guest) if guest.hello(left().min(GLANCE)).is_none() => {}
+                        _ => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Shuts the guest down as the request says.
+    pub fn stop(&self, stop: Stop) -> Result<(), Failure> {
+        if self.lock().ended.is_some() {
+            return Ok(());
+        }
+        self.lock().stopping += 1;
+        let result = self.shut_down(stop);
+        self.lock().stopping -= 1;
+        match result {
+            // What was asked of it came too late, because it had ended just then by itself.
+            Err(_) if self.wait_end(Duration::from_millis(100)).is_some() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn shut_down(&self, stop: Stop) -> Result<(), Failure> {
+        let guest = self.guest()?;
+        if stop.seconds > 0 {
+            // A guest that stands still cannot hear its power button.
+            guest.resume()?;
+            // One that is still booting does not hear it either, so it is pressed again and again.
+            for _ in 0..stop.seconds {
+                guest.power_button()?;
+                if self.wait_end(Duration::from_secs(1)).is_some() {
+                    return Ok(());
+                }
+            }
+        }
+        if !stop.force {
+            let name = &self.spec.name;
+            return Err(Failure::new(Code::Refused, format!("{name} still runs {} seconds later", stop.seconds))
+                .hint(format!("catnap stop --force {name}")));
+        }
+        guest.stop();
+        drop(guest);
+        match self.wait_end(STUCK) {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(Code::Failed, format!("{} does not end", self.spec.name))
+                .hint(format!("kill -9 {}", std::process::id()))),
+        }
+    }
+
+    /// What there is to tell of the machine.
+    pub fn status(&self) -> Status {
+        let inner = self.lock();
+        let (guest, ended, boots) = (inner.guest.clone(), inner.ended.clone(), inner.boots);
+        drop(inner);
+        let state = match (&ended, guest.as_ref().map(|guest| guest.state())) {
+            (Some(_), _) | (None, Some(machine::State::Ended(_))) => State::Ended,
+            (None, Some(machine::State::Running)) => State::Running,
+            (None, Some(machine::State::Paused)) => State::Paused,
+            (None, None) if boots == 0 => State::Starting,
+            (None, None) => State::Rebooting,
+        };
+        Status {
+            state,
+            agent: guest.and_then(|guest| guest.hello(Duration::ZERO)),
+            ended,
+            boots,
+            uptime_ms: self.begun.elapsed().as_millis() as u64,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            machine: self.spec.clone(),
+        }
+    }
+
+    /// The lock; a thread that panicked with it left no half-made change, each is one assignment.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,111 @@
+//! The words of the control protocol, version 1. Everything is JSON; unknown fields are ignored by readers,
+//! so that a newer monitor can say more.
+
+use catnap_guest::protocol::Hello;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::MachineSpec;
+
+/// The protocol that a connection is upgraded to for a stream of bytes.
+pub const STREAM: &str = "catnap-stream";
+/// The longest head of a request or response, in bytes.
+pub const MAX_HEAD: usize = 8 * 1024;
+/// The longest body, in bytes: enough for the longest line that the guest's agent takes, and some more.
+pub const MAX_BODY: usize = 128 * 1024;
+/// The longest time that one request may wait for something to happen, in seconds.
+pub const MAX_WAIT: u32 = 600;
+
+/// What a machine is and does: the answer to `GET /v1/machine` and to everything that changes its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What it does now.
+    pub state: State,
+    /// What the guest's agent said when it was ready, when it was since the last boot.
+    pub agent: Option<Hello>,
+    /// How the guest ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// How often the guest was booted in this process: 1, and one more for each reboot.
+    pub boots: u32,
+    /// Milliseconds since this process was ready.
+    pub uptime_ms: u64,
+    /// The monitor's process id.
+    pub pid: u32,
+    /// The monitor's version.
+    pub version: String,
+    /// What the machine was started with.
+    pub machine: MachineSpec,
+}
+
+/// What a machine with a monitor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is being built and has not run yet.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+    /// The guest is being booted anew.
+    Rebooting,
+    /// The guest has ended and the monitor is about to go.
+    Ended,
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It turned itself off, asked or unasked.
+    PowerOff,
+    /// It was stopped by force, as by pulling the plug.
+    Forced,
+    /// It could not go on.
+    Crash {
+        /// Why.
+        why: String,
+    },
+}
+
+/// The body of `POST /v1/stop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// How long the guest has to shut down after its power button was pressed; 0 does not press it.
+    #[serde(default = "Stop::seconds")]
+    pub seconds: u32,
+    /// Whether a guest that still runs then is ended by force. If not, that is a failure with code 4.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Stop {
+    fn seconds() -> u32 {
+        30
+    }
+}
+
+/// What `GET /v1/machine` can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The guest's agent has said hello (or the guest has ended).
+    Agent,
+    /// The guest has ended.
+    End,
+}
+
+impl Wait {
+    /// The word in the query.
+    pub fn word(self) -> &'static str {
+        match self {
+            Wait::Agent => "agent",
+            Wait::End => "end",
+        }
+    }
+
+    /// What the word in a query means.
+    pub fn from_word(word: &str) -> Option<Wait> {
+        [Wait::Agent, Wait::End].into_iter().find(|wait| wait.word() == word)
+    }
+}

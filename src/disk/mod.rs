@@ -1,0 +1,109 @@
+//! Disks: raw and qcow2 files behind one trait.
+//!
+//! [`open`] opens a chain of files: one that may be written on top, and below it whatever it was made over,
+//! read-only. What a chain may look like is decided here ([`header`], [`chain`]); reading and writing is
+//! imago's; that what a guest flushed survives a power cut is [`fenced`]'s, together with the way in which
+//! [`layout`] makes new files.
+
+mod chain;
+mod fenced;
+mod freed;
+mod header;
+mod image;
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::{AtomicBitmap, BS};
+
+pub use chain::{Access, open};
+pub use header::Header;
+pub use layout::{create_from_raw, create_overlay};
+
+use crate::sys::files;
+
+/// A piece of guest memory that a transfer reads from or writes to; writing marks its pages dirty.
+pub type Buffer<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
+
+/// A disk as a block device sees it. Offsets and lengths are in bytes.
+///
+/// Every transfer is whole: a short read or write is an error. Requests that reach beyond `len()` are
+/// refused with `InvalidInput` and touch nothing.
+pub trait Disk: Send {
+    /// The disk's size as the guest sees it, a multiple of 512.
+    fn len(&self) -> u64;
+
+    /// Whether the disk has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads from `offset` on into the buffers, in their order.
+    fn read(&mut self, into: &[Buffer<'_>], offset: u64) -> io::Result<()>;
+
+    /// Writes the buffers, in their order, from `offset` on.
+    fn write(&mut self, from: &[Buffer<'_>], offset: u64) -> io::Result<()>;
+
+    /// Makes everything written so far durable: returns after `fdatasync` of every file that changed.
+    fn flush(&mut self) -> io::Result<()>;
+
+    /// The guest no longer needs these bytes; they read as zeros or as before, and space may be freed.
+    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// These bytes read as zeros from now on; with `unmap`, space may be freed.
+    fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()>;
+}
+
+/// How a disk's bytes lie in its file. Always told, never guessed: a guest that owns a raw disk can make it
+/// look like a qcow2 that is backed by any file of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As they are.
+    Raw,
+    /// QEMU's copy-on-write format, version 3.
+    Qcow2,
+}
+
+impl Format {
+    /// The name that QEMU's tools use too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Format> {
+        [Format::Raw, Format::Qcow2].into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// Why a disk cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// Someone else has it open.
+    #[error("{0} is in use by another machine or program")]
+    InUse(PathBuf),
+    /// The file is not what it should be, or uses what we do not take.
+    #[error("{path} cannot be used as a disk: {why}")]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Error {
+    fn refused(path: &Path, why: impl Into<String>) -> Error {
+        Error::Refused { path: path.into(), why: why.into() }
+    }
+}

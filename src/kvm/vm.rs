@@ -1,0 +1,101 @@
+use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Error, Vcpu, ioctl};
+use crate::mem::{GuestMemory, layout};
+
+/// A virtual machine of KVM: memory slots, interrupt controllers, clock; and the maker of vCPUs.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    /// Keeps the memory that the slots point to mapped for as long as the VM can touch it.
+    _mem: GuestMemory,
+}
+
+/// What the monitor relies on, with names for people.
+const NEEDED: [(Cap, &str); 11] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+];
+
+/// Opens `/dev/kvm` and makes sure that it can do what machines need.
+pub fn open() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => Error::Missing,
+        libc::EACCES | libc::EPERM => Error::Denied,
+        _ => Error::Open(error.into()),
+    })?;
+    match kvm.get_api_version() {
+        // What does not know the ioctl is some other device or file.
+        ..0 => return Err(Error::NotKvm),
+        version if version != KVM_API_VERSION as i32 => return Err(Error::ApiVersion(version)),
+        _ => {}
+    }
+    match NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(Error::Lacks(name)),
+        None => Ok(kvm),
+    }
+}
+
+impl Vm {
+    /// Creates a VM over `mem` with the in-kernel interrupt controllers and timer, for up to `cpus` vCPUs.
+    pub fn new(mem: GuestMemory, cpus: u32) -> Result<Vm, Error> {
+        let kvm = open()?;
+        let max = kvm.get_max_vcpus() as u32;
+        if cpus > max {
+            return Err(Error::TooManyCpus { asked: cpus, max });
+        }
+
+        let fd = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
+        // Both only matter on Intel hosts without unrestricted guest mode, must name pages outside of
+        // RAM, and must come before the first vCPU (KVM API 4.35 and 4.42).
+        fd.set_identity_map_address(layout::KVM_PAGES).map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(layout::KVM_PAGES as usize + 0x1000).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+        // The interrupt chips come before the vCPUs, whose local APICs they create.
+        fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+
+        for (slot, region) in mem.iter().enumerate() {
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.mapping().as_ptr() as u64,
+                flags: 0,
+            };
+            // SAFETY: the slot is one mapping of exactly this length, and the VM holds a reference to it.
+            unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(Vm { kvm, fd, _mem: mem })
+    }
+
+    /// Makes vCPU `id` of `count`, with its CPUID set and its registers as after a reset.
+    pub fn vcpu(&self, id: u32, count: u32) -> Result<Vcpu, Error> {
+        let fd = self.fd.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+        let cpuid = super::cpuid::for_vcpu(&self.kvm, id, count)?;
+        fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+        Ok(Vcpu::new(id, fd))
+    }
+
+    /// Has a signalled `event` raise the interrupt line `gsi`, without waking the monitor.
+    pub fn route_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.fd.register_irqfd(event, gsi).map_err(ioctl("KVM_IRQFD"))
+    }
+
+    /// Has a 32-bit write of `value` to the guest address `at` signal `event`, without waking the monitor.
+    pub fn route_doorbell(&self, event: &EventFd, at: u64, value: u32) -> Result<(), Error> {
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(at), value).map_err(ioctl("KVM_IOEVENTFD"))
+    }
+}

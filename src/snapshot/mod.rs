@@ -1,0 +1,10 @@
+//! The on-disk format of snapshots.
+//!
+//! A snapshot is a folder with a [`Manifest`] (`snapshot.json`) and the files that it lists. Its identity is
+//! the digest of the manifest's exact bytes, and the manifest holds the digests of the files.
+
+mod digest;
+mod manifest;
+
+pub use digest::Digest;
+pub use manifest::{Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, Role, describe};

@@ -1,0 +1,120 @@
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Name, Size};
+
+/// Everything that must be known to start a machine, as kept in its folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// The machine's name.
+    pub name: Name,
+    /// The digest (`sha256:…`) of the manifest of the snapshot that it was made from: its kernel, its
+    /// initramfs, and the backing file of its root disk.
+    pub image: String,
+    /// vCPUs at start.
+    pub cpus: u32,
+    /// RAM at start.
+    pub memory: Size,
+    /// Words added to the kernel's command line.
+    #[serde(default)]
+    pub append: String,
+    /// A kernel of the user's own in place of the image's: the path of a copy that nobody changes.
+    #[serde(default)]
+    pub kernel: Option<std::path::PathBuf>,
+    /// TCP ports brought out of the guest.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
+}
+
+impl MachineSpec {
+    /// The largest number of vCPUs; our ACPI tables and the minimal kernel are made for so many.
+    pub const MAX_CPUS: u32 = 64;
+    /// The smallest RAM in which the tiny guest's kernel still unpacks its initramfs.
+    pub const MIN_MEMORY: Size = Size::mib(64);
+
+    /// Checks that the fields make sense, alone and together.
+    pub fn check(&self) -> Result<(), Error> {
+        if !(1..=Self::MAX_CPUS).contains(&self.cpus) {
+            return Err(Error::Cpus(self.cpus));
+        }
+        if self.memory < Self::MIN_MEMORY
+            || !self.memory.bytes().is_multiple_of(1 << 20)
+            || self.memory.bytes() > 1 << 44
+        {
+            return Err(Error::Memory(self.memory));
+        }
+        let mut taken = HashSet::new();
+        match self.forwards.iter().find(|forward| !taken.insert(forward.host)) {
+            Some(twice) => Err(Error::ForwardTwice(twice.host)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A TCP port of the host's loopback that leads to a port of the guest (`-p 8080:80`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The port on 127.0.0.1 of the host.
+    pub host: u16,
+    /// The port on 127.0.0.1 of the guest.
+    pub guest: u16,
+}
+
+impl FromStr for Forward {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Forward, Error> {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+        match text.split_once(':').map(|(host, guest)| (port(host), port(guest))) {
+            Some((Some(host), Some(guest))) => Ok(Forward { host, guest }),
+            _ => Err(Error::Forward(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.guest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> MachineSpec {
+        MachineSpec {
+            name: "anna".parse().unwrap(),
+            image: "sha256:00".into(),
+            cpus: 1,
+            memory: Size::mib(256),
+            append: String::new(),
+            kernel: None,
+            forwards: vec!["8080:80".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        assert_eq!(spec().check(), Ok(()));
+        for cpus in [0, 65, u32::MAX] {
+            assert_eq!(MachineSpec { cpus, ..spec() }.check(), Err(Error::Cpus(cpus)));
+        }
+        for memory in [Size(0), Size::mib(63), Size((256 << 20) + 1), Size(u64::MAX)] {
+            assert_eq!(MachineSpec { memory, ..spec() }.check(), Err(Error::Memory(memory)));
+        }
+    }
+
+    #[test]
+    fn forwards_are_read_and_may_not_collide() {
+        for bad in ["80", "0:80", "80:0", "70000:80", ":80", "a:b", "1:2:3"] {
+            assert_eq!(bad.parse::<Forward>(), Err(Error::Forward(bad.into())));
+        }
+        let twice = vec!["8080:80".parse().unwrap(), "8080:81".parse().unwrap()];
+        assert_eq!(MachineSpec { forwards: twice, ..spec() }.check(), Err(Error::ForwardTwice(8080)));
+    }
+}

@@ -1,0 +1,381 @@
+//! Machines: their folders, and what became of the monitor of each.
+//!
+//! A monitor holds the lock of its machine for as long as it lives; `run.json` says what it would say of
+//! itself if it could no longer:
+//!
+//! ```text
+//!            RunLock::started          RunLock::ended
+//!  stopped ─────────────────► running ───────────────► stopped
+//!                                │ killed                the lock is free, and run.json says that it ran:
+//!                                ├─────────────────────► died   (this boot of the host)
+//!                                └─────────────────────► lost   (an earlier boot: the host restarted)
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::snapshots::backing_path;
+use super::{Error, Snapshot, Store};
+use crate::disk::{Format, create_overlay};
+use crate::spec::{MachineSpec, Name};
+use crate::sys::files::{self, At, names_in, private_dir, read_bounded, write_atomically};
+use crate::sys::lock::{FileLock, is_locked};
+
+const SPEC: &str = "machine.json";
+const DISK: &str = "root.qcow2";
+const KERNEL: &str = "kernel";
+const LOCK: &str = "lock";
+const RUN: &str = "run.json";
+/// The longest `machine.json` or `run.json`, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// What the kernel calls this boot of the host (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What a machine is doing, as far as its files tell. Whether a running one is paused, its monitor knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Its monitor lives.
+    Running,
+    /// It was shut down, or never started.
+    Stopped,
+    /// Its monitor went without a word.
+    Died,
+    /// It ran when the host went down.
+    Lost,
+}
+
+/// A machine that is in the store.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What it is.
+    pub spec: MachineSpec,
+    /// Its folder.
+    pub dir: PathBuf,
+    logs: PathBuf,
+    runtime: PathBuf,
+}
+
+/// The last run of a machine.
+#[derive(Debug, Serialize, Deserialize)]
+struct Run {
+    /// The host's boot.
+    boot_id: String,
+    /// The monitor's process, for people.
+    pid: u32,
+    /// Whether it ended as it should.
+    ended: bool,
+}
+
+/// The right to run a machine, to change its folder or to remove it. Ends with the process at the latest.
+#[derive(Debug)]
+pub struct RunLock {
+    run: PathBuf,
+    _held: FileLock,
+}
+
+impl RunLock {
+    /// Records that the machine runs now.
+    pub fn started(&self) -> Result<(), Error> {
+        self.record(false)
+    }
+
+    /// Records that the machine stopped in an orderly way.
+    pub fn ended(&self) -> Result<(), Error> {
+        self.record(true)
+    }
+
+    fn record(&self, ended: bool) -> Result<(), Error> {
+        let run = Run { boot_id: host_boot_id()?, pid: std::process::id(), ended };
+        let bytes = serde_json::to_vec(&run).map_err(io::Error::from).at("write", &self.run)?;
+        Ok(write_atomically(&self.run, &bytes)?)
+    }
+}
+
+/// A machine as it is found: its name, and what its files say.
+pub type Listed = (Name, Result<Machine, Error>);
+
+impl Store {
+    /// Makes a machine from a snapshot: its own disk over the snapshot's. It appears whole or not at all.
+    /// A kernel of the user's own is copied, so that nobody changes it under the machine.
+    pub fn create_machine(&self, spec: &MachineSpec, from: &Snapshot) -> Result<Machine, Error> {
+        let dir = self.machine_dir(&spec.name);
+        if dir.exists() {
+            return Err(Error::MachineTaken(spec.name.clone()));
+        }
+        let mut spec = MachineSpec { image: from.digest.to_string(), ..spec.clone() };
+        let staging = self.stage()?;
+        if let Some(kernel) = spec.kernel.replace(dir.join(KERNEL)) {
+            fs::copy(&kernel, staging.dir().join(KERNEL)).at("copy", &kernel)?;
+        } else {
+            spec.kernel = None;
+        }
+        let path = from.dir.join(crate::snapshot::MANIFEST);
+        let disk = from.manifest.disks.iter().find(|disk| disk.device == "root");
+        let disk = disk.ok_or_else(|| Error::Damaged { path: path.clone(), why: "it has no root disk".into() })?;
+        let format = Format::from_name(&disk.format)
+            .ok_or_else(|| Error::Damaged { path, why: format!("a disk's format is {:?}", disk.format) })?;
+        let backing = backing_path(from, &disk.file);
+        create_overlay(&staging.dir().join(DISK), &backing, format, disk.virtual_size)?;
+        let path = staging.dir().join(SPEC);
+        let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
+        fs::write(&path, bytes).at("write", &path)?;
+        fs::write(staging.dir().join(LOCK), "").at("make", &staging.dir().join(LOCK))?;
+        match staging.publish(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::MachineTaken(spec.name));
+            }
+            other => other?,
+        }
+        Ok(self.machine_of(spec, dir))
+    }
+
+    /// The machine of that name.
+    pub fn machine(&self, name: &Name) -> Result<Machine, Error> {
+        let dir = self.machine_dir(name);
+        let path = dir.join(SPEC);
+        let bytes = match read_bounded(&path, MAX_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoMachine(name.clone())),
+            other => other?,
+        };
+        let bad = |why: String| Error::BadMachine { path: path.clone(), why };
+        let spec: MachineSpec = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+        spec.check().map_err(|error| bad(error.to_string()))?;
+        if spec.name != *name {
+            return Err(bad(format!("it names the machine {}", spec.name)));
+        }
+        Ok(self.machine_of(spec, dir))
+    }
+
+    /// All machines, in the order of their names. One whose files cannot be read has a name too.
+    pub fn machines(&self) -> Result<Vec<Listed>, Error> {
+        let names = names_in(&self.folder("machines"))?;
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        let with_machine = |name: Name| {
+            let machine = self.machine(&name);
+            (name, machine)
+        };
+        Ok(names.map(with_machine).collect())
+    }
+
+    /// Removes a machine and its logs, also one whose files cannot be read. Refused while it runs.
+    pub fn remove_machine(&self, name: &Name) -> Result<(), Error> {
+        let dir = self.machine_dir(name);
+        if !dir.is_dir() {
+            return Err(Error::NoMachine(name.clone()));
+        }
+        let _held = lock(&dir, name)?;
+        // It disappears at once and as a whole; what follows may take its time or be swept later.
+        let staging = self.stage()?;
+        fs::rename(&dir, staging.dir().join("removed")).at("remove", &dir)?;
+        files::sync_dir(&self.folder("machines"))?;
+        for folder in [self.logs_dir(name), self.runtime_dir(name)] {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.at("remove", &folder)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn machine_of(&self, spec: MachineSpec, dir: PathBuf) -> Machine {
+        Machine { logs: self.logs_dir(&spec.name), runtime: self.runtime_dir(&spec.name), spec, dir }
+    }
+
+    fn machine_dir(&self, name: &Name) -> PathBuf {
+        self.folder("machines").join(name.as_str())
+    }
+
+    fn logs_dir(&self, name: &Name) -> PathBuf {
+        self.home.state.join("logs").join(name.as_str())
+    }
+
+    fn runtime_dir(&self, name: &Name) -> PathBuf {
+        self.home.runtime.join(name.as_str())
+    }
+}
+
+impl Machine {
+    /// Takes the right to run the machine; `Running` when another has it.
+    pub fn lock(&self) -> Result<RunLock, Error> {
+        Ok(RunLock { _held: lock(&self.dir, &self.spec.name)?, run: self.dir.join(RUN) })
+    }
+
+    /// Whether its monitor lives.
+    pub fn is_running(&self) -> Result<bool, Error> {
+        Ok(is_locked(&self.dir.join(LOCK))?)
+    }
+
+    /// What it is doing.
+    pub fn condition(&self) -> Result<Condition, Error> {
+        // The record first: a monitor that ends in between has freed the lock after it wrote the record.
+        let path = self.dir.join(RUN);
+        let run = match read_bounded(&path, MAX_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other?),
+        };
+        if self.is_running()? {
+            return Ok(Condition::Running);
+        }
+        let Some(run) = run else { return Ok(Condition::Stopped) };
+        let run: Run =
+            serde_json::from_slice(&run).map_err(|error| Error::BadMachine { path, why: error.to_string() })?;
+        Ok(match run {
+            Run { ended: true, .. } => Condition::Stopped,
+            Run { boot_id, .. } if boot_id == host_boot_id()? => Condition::Died,
+            Run { .. } => Condition::Lost,
+        })
+    }
+
+    /// Its root disk: the machine's own layer.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join(DISK)
+    }
+
+    /// What the guest says on its serial console. The folder is made.
+    pub fn console_log(&self) -> Result<PathBuf, Error> {
+        self.log("console.log")
+    }
+
+    /// What the monitor says. The folder is made.
+    pub fn monitor_log(&self) -> Result<PathBuf, Error> {
+        self.log("monitor.log")
+    }
+
+    fn log(&self, name: &str) -> Result<PathBuf, Error> {
+        private_dir(&self.logs)?;
+        Ok(self.logs.join(name))
+    }
+
+    /// The socket on which its monitor listens; use `sys::local`, for the path may be long. The folder is made.
+    pub fn control_socket(&self) -> Result<PathBuf, Error> {
+        private_dir(&self.runtime)?;
+        Ok(self.runtime.join("control.sock"))
+    }
+}
+
+/// Locks the machine in `dir`, and makes sure that it was not removed or replaced in the meantime.
+fn lock(dir: &Path, name: &Name) -> Result<FileLock, Error> {
+    let path = dir.join(LOCK);
+    if !dir.is_dir() {
+        return Err(Error::NoMachine(name.clone()));
+    }
+    let held = FileLock::try_exclusive(&path)?.ok_or_else(|| Error::Running(name.clone()))?;
+    let mine = held.file().metadata().at("lock", &path)?;
+    match fs::metadata(&path) {
+        Ok(there) if (there.dev(), there.ino()) == (mine.dev(), mine.ino()) => Ok(held),
+        _ => Err(Error::NoMachine(name.clone())),
+    }
+}
+
+fn host_boot_id() -> Result<String, Error> {
+    let path = Path::new(BOOT_ID);
+    Ok(fs::read_to_string(path).at("read", path)?.trim().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Access, create_from_raw, open};
+    use crate::snapshot::{Disk, Kind, Manifest, Role, describe};
+    use crate::spec::Size;
+    use crate::sys::home::Home;
+
+    fn spec(name: &str) -> MachineSpec {
+        MachineSpec {
+            name: name.parse().unwrap(),
+            image: String::new(),
+            cpus: 1,
+            memory: Size::mib(128),
+            append: String::new(),
+            kernel: None,
+            forwards: Vec::new(),
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, Store, Snapshot) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Home::at(dir.path()).unwrap()).unwrap();
+        let raw = dir.path().join("raw");
+        fs::write(&raw, [7; 4096]).unwrap();
+        let staging = store.stage().unwrap();
+        create_from_raw(&raw, &staging.dir().join(DISK)).unwrap();
+        let mut manifest = Manifest::new(Kind::Clean, "kitten", 1);
+        manifest.files.push(describe(staging.dir(), DISK, Role::Disk).unwrap());
+        manifest.disks.push(Disk {
+            device: "root".into(),
+            file: DISK.into(),
+            format: "qcow2".into(),
+            virtual_size: 4096,
+            backing: None,
+        });
+        let snapshot = store.publish(staging, &manifest, "kitten").unwrap();
+        (dir, store, snapshot)
+    }
+
+    #[test]
+    fn a_machine_has_a_disk_of_its_own_and_a_name_that_nobody_else_gets() {
+        let (dir, store, snapshot) = store();
+        let kernel = dir.path().join("my-kernel");
+        fs::write(&kernel, "kernel").unwrap();
+        let made = store.create_machine(&MachineSpec { kernel: Some(kernel), ..spec("anna") }, &snapshot).unwrap();
+        assert!(matches!(store.create_machine(&spec("anna"), &snapshot), Err(Error::MachineTaken(_))));
+        let machine = store.machine(&"anna".parse().unwrap()).unwrap();
+        assert_eq!(machine.spec, made.spec);
+        assert_eq!(machine.spec.image, snapshot.digest.to_string());
+        assert_eq!(fs::read(machine.spec.kernel.as_ref().unwrap()).unwrap(), b"kernel");
+        open(&machine.disk(), Format::Qcow2, Access::ReadWrite, store.root()).unwrap();
+        let names: Vec<_> = store.machines().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["anna".parse().unwrap()]);
+        assert!(matches!(store.machine(&"ben".parse().unwrap()), Err(Error::NoMachine(_))));
+    }
+
+    /// A lock lingers with programs that other tests start at the same time.
+    fn soon(machine: &Machine, expected: Condition) -> bool {
+        (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            machine.condition().unwrap() == expected
+        })
+    }
+
+    #[test]
+    fn what_became_of_a_monitor_is_told_truthfully() {
+        let (_dir, store, snapshot) = store();
+        let machine = store.create_machine(&spec("anna"), &snapshot).unwrap();
+        assert_eq!(machine.condition().unwrap(), Condition::Stopped);
+        let held = machine.lock().unwrap();
+        held.started().unwrap();
+        assert_eq!(machine.condition().unwrap(), Condition::Running);
+        assert!(matches!(machine.lock(), Err(Error::Running(_))));
+        assert!(matches!(store.remove_machine(&machine.spec.name), Err(Error::Running(_))));
+        drop(held); // as a kill does
+        assert!(soon(&machine, Condition::Died));
+        let run = Run { boot_id: "another".into(), pid: 1, ended: false };
+        fs::write(machine.dir.join(RUN), serde_json::to_vec(&run).unwrap()).unwrap();
+        assert!(soon(&machine, Condition::Lost));
+        let held = machine.lock().unwrap();
+        held.started().unwrap();
+        held.ended().unwrap();
+        drop(held);
+        assert!(soon(&machine, Condition::Stopped));
+    }
+
+    #[test]
+    fn a_removed_machine_leaves_nothing_behind() {
+        let (dir, store, snapshot) = store();
+        let machine = store.create_machine(&spec("anna"), &snapshot).unwrap();
+        fs::write(machine.console_log().unwrap(), "hello").unwrap();
+        fs::write(machine.control_socket().unwrap(), "").unwrap();
+        fs::write(machine.dir.join(SPEC), "damaged").unwrap();
+        assert!(matches!(store.machine(&machine.spec.name), Err(Error::BadMachine { .. })));
+        store.remove_machine(&machine.spec.name).unwrap();
+        assert!(matches!(machine.lock(), Err(Error::NoMachine(_))));
+        assert!(matches!(store.remove_machine(&machine.spec.name), Err(Error::NoMachine(_))));
+        for folder in ["data/machines", "data/staging", "state/logs", "run"] {
+            assert_eq!(names_in(&dir.path().join(folder)).unwrap(), [""; 0], "{folder}");
+        }
+    }
+}

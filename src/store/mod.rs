@@ -1,0 +1,107 @@
+//! Where snapshots, names and machines are kept.
+//!
+//! ```text
+//! data/snapshots/DIGEST/{snapshot.json, …}   never changed once it is there
+//! data/verified/DIGEST                       stamps of the files when their digests were last checked
+//! data/names/NAME                            the digest that a name stands for
+//! data/machines/NAME/{machine.json, root.qcow2, lock, run.json}
+//! data/staging/…                             what is being made; swept when its maker is gone
+//! ```
+//!
+//! Whatever appears in the first four appears by a rename, whole and synced.
+
+mod machines;
+mod names;
+mod snapshots;
+mod staging;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+pub use machines::{Condition, Machine, RunLock};
+pub use snapshots::{Listed, Snapshot};
+pub use staging::Staging;
+
+use crate::snapshot;
+use crate::spec::Name;
+use crate::sys::files::{self, private_dir};
+use crate::sys::home::Home;
+
+/// Why the store cannot do what it is asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A manifest is not sound.
+    #[error(transparent)]
+    Manifest(#[from] snapshot::Error),
+    /// A disk could not be made.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::Error),
+    /// Nothing that could be a name or a digest.
+    #[error("`{0}` names no snapshot: write a name, name@tag, or sha256: and some digits")]
+    Reference(String),
+    /// No such snapshot.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(String),
+    /// Several snapshots have digests that begin like this.
+    #[error("several snapshots begin with {0}: write more digits")]
+    Ambiguous(String),
+    /// A file of a snapshot is not what its manifest says.
+    #[error("{path} is damaged: {why}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No such machine.
+    #[error("there is no machine {0}")]
+    NoMachine(Name),
+    /// The name is taken.
+    #[error("a machine {0} is there already")]
+    MachineTaken(Name),
+    /// A machine's file cannot be read.
+    #[error("{path} is not a machine's: {why}")]
+    BadMachine {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The machine's monitor lives.
+    #[error("the machine {0} is running")]
+    Running(Name),
+}
+
+/// All that is kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    home: Home,
+}
+
+impl Store {
+    /// Opens the store, making its folders when they are missing.
+    pub fn open(home: &Home) -> Result<Store, Error> {
+        let store = Store { home: home.clone() };
+        for folder in ["snapshots", "verified", "names", "machines", "staging"] {
+            private_dir(&store.folder(folder))?;
+        }
+        Ok(store)
+    }
+
+    /// The folders in which everything is kept.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// The folder that no disk's backing file may leave.
+    pub fn root(&self) -> &Path {
+        &self.home.data
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.home.data.join(name)
+    }
+}

@@ -1,0 +1,135 @@
+//! Snapshots in the store.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Error, Staging, Store};
+use crate::snapshot::{Digest, MANIFEST, Manifest, Role};
+use crate::sys::files::{At, make_read_only, names_in, sync_dir};
+
+/// A snapshot that is in the store.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its identity.
+    pub digest: Digest,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// What it is made of.
+    pub manifest: Manifest,
+}
+
+impl Snapshot {
+    /// The path of the one file that has this role.
+    pub fn file(&self, role: Role) -> Option<PathBuf> {
+        self.manifest.file(role).map(|file| self.dir.join(&file.name))
+    }
+}
+
+/// A snapshot as listed: one that cannot be read is listed too.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its identity, by the name of its folder.
+    pub digest: Digest,
+    /// The names that stand for it.
+    pub names: Vec<String>,
+    /// The snapshot, or why it cannot be used.
+    pub snapshot: Result<Snapshot, Error>,
+}
+
+impl Store {
+    /// Puts a snapshot into the store whose files lie in `staging`, just as `manifest` lists them, and gives
+    /// it a name. It appears whole or not at all. One that is there already is taken as it is.
+    ///
+    /// The manifest's digests are believed: whoever made the files has just computed them, and whoever got
+    /// them from elsewhere has checked them.
+    pub fn publish(&self, staging: Staging, manifest: &Manifest, name: &str) -> Result<Snapshot, Error> {
+        let bytes = manifest.to_bytes()?;
+        let digest = Digest::of(&bytes);
+        let dir = self.snapshot_dir(&digest);
+        let path = staging.dir().join(MANIFEST);
+        fs::write(&path, &bytes).at("write", &path)?;
+        for file in names_in(staging.dir())? {
+            if file != MANIFEST && !manifest.files.iter().any(|listed| listed.name == file) {
+                return Err(Error::Damaged { path: staging.dir().join(file), why: "it is not in the manifest".into() });
+            }
+            make_read_only(&staging.dir().join(file))?;
+        }
+        let snapshot = Snapshot { digest, dir, manifest: manifest.clone() };
+        match staging.publish(&snapshot.dir) {
+            Ok(()) => self.check_lengths(&snapshot)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace_damaged(&snapshot, &staging)?,
+            Err(error) => return Err(error.into()),
+        }
+        self.set_name(name, &digest)?;
+        Ok(snapshot)
+    }
+
+    /// Keeps the snapshot that is there already when it is whole, and puts the new copy in its place when not.
+    fn replace_damaged(&self, snapshot: &Snapshot, copy: &Staging) -> Result<(), Error> {
+        if self.verify(snapshot, |_, _| {}).is_ok() {
+            return Ok(());
+        }
+        let away = self.stage()?;
+        fs::rename(&snapshot.dir, away.dir().join("damaged")).at("remove", &snapshot.dir)?;
+        copy.publish(&snapshot.dir)?;
+        self.check_lengths(snapshot)
+    }
+
+    /// The snapshot that `reference` means, its manifest checked against its digest. Its files are not
+    /// looked at: see [`Store::verify_quickly`].
+    pub fn resolve(&self, reference: &str) -> Result<Snapshot, Error> {
+        let digest = self.lookup(reference)?;
+        self.load(&digest).map_err(|error| match error {
+            Error::Manifest(crate::snapshot::Error::File(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Error::NoSnapshot(reference.into())
+            }
+            other => other,
+        })
+    }
+
+    /// Removes a snapshot with its files, also one whose files cannot be read, and every name it has. Whether
+    /// anything depends on it is for the caller to know.
+    pub fn remove_snapshot(&self, digest: &Digest) -> Result<(), Error> {
+        for (name, _) in self.names()?.iter().filter(|(_, named)| named == digest) {
+            self.remove_name(name)?;
+        }
+        // It disappears at once and as a whole; what follows may take its time or be swept later.
+        let (dir, away) = (self.snapshot_dir(digest), self.stage()?);
+        fs::rename(&dir, away.dir().join("removed")).at("remove", &dir)?;
+        Ok(sync_dir(&self.folder("snapshots"))?)
+    }
+
+    /// All snapshots, in the order of their digests.
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        let names = self.names()?;
+        let listed = |digest| {
+            let mine = names.iter().filter(|(_, named)| *named == digest).map(|(name, _)| name.clone());
+            Listed { digest, names: mine.collect(), snapshot: self.load(&digest) }
+        };
+        Ok(self.digests()?.into_iter().map(listed).collect())
+    }
+
+    pub(super) fn digests(&self) -> Result<Vec<Digest>, Error> {
+        let names = names_in(&self.folder("snapshots"))?;
+        Ok(names.iter().filter_map(|name| format!("{}{name}", Digest::PREFIX).parse().ok()).collect())
+    }
+
+    fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
+        let dir = self.snapshot_dir(digest);
+        let (manifest, found) = Manifest::read(&dir)?;
+        if found != *digest {
+            return Err(Error::Damaged { path: dir.join(MANIFEST), why: format!("its digest is {found}") });
+        }
+        Ok(Snapshot { digest: *digest, dir, manifest })
+    }
+
+    fn snapshot_dir(&self, digest: &Digest) -> PathBuf {
+        self.folder("snapshots").join(digest.hex())
+    }
+}
+
+/// The path by which a disk in a machine's or a staging folder names a file of a snapshot.
+pub(super) fn backing_path(snapshot: &Snapshot, file: &str) -> String {
+    Path::new("../../snapshots").join(snapshot.digest.hex()).join(file).display().to_string()
+}

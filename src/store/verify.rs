@@ -1,0 +1,277 @@
+//! Whether a snapshot's files are what its manifest says.
+//!
+//! Reading all of a snapshot for its digests takes too long to do at every start. So when that was done, a
+//! stamp of each file is kept: its length, inode and times. As long as the stamps agree, nobody wrote to the
+//! file by any ordinary way, because the kernel moves `ctime` on every change and programs cannot set it.
+//! When one differs, everything is read again. Damage below the filesystem goes unseen until then: `verify`
+//! always reads.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Snapshot, Store};
+use crate::snapshot::{Digest, MANIFEST};
+use crate::sys::files::{At, read_bounded, write_atomically};
+
+/// The longest file of stamps; each takes some 150 bytes, and a manifest lists a few hundred files at most.
+const MAX_STAMPS: u64 = 1 << 20;
+
+/// What changes when a file is written to or replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    size: u64,
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            size: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+type Stamps = BTreeMap<String, Stamp>;
+
+impl Store {
+    /// Reads every file of the snapshot and checks its digest; `done` is told of every file and its size.
+    pub fn verify(&self, snapshot: &Snapshot, mut done: impl FnMut(&str, u64)) -> Result<(), Error> {
+        self.check_manifest(snapshot)?;
+        let mut stamps = Stamps::new();
+        for file in &snapshot.manifest.files {
+            let path = snapshot.dir.join(&file.name);
+            let damaged = |why: String| Error::Damaged { path: path.clone(), why };
+            let mut open = self.open_file(snapshot, &file.name)?;
+            // The stamp is taken first: a change while we read must not get a stamp that covers it.
+            let stamp = Stamp::of(&open.metadata().at("open", &path)?);
+            if stamp.size != file.size {
+                return Err(damaged(format!("it has {} bytes in place of {}", stamp.size, file.size)));
+            }
+            let found = Digest::of_all(&mut open).at("read", &path)?;
+            if found != file.digest {
+                return Err(damaged(format!("its digest is {found} in place of {}", file.digest)));
+            }
+            stamps.insert(file.name.clone(), stamp);
+            done(&file.name, file.size);
+        }
+        self.keep_stamps(snapshot, &stamps)
+    }
+
+    /// Checks that no file has changed since it was last verified, and verifies all when one has.
+    pub fn verify_quickly(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.check_manifest(snapshot)?;
+        match self.stamps(snapshot)? == self.kept_stamps(snapshot) {
+            true => Ok(()),
+            false => self.verify(snapshot, |_, _| {}),
+        }
+    }
+
+    /// Checks that every file is there and has its length, and keeps the stamps: for files whose digests
+    /// were computed just now.
+    pub(super) fn check_lengths(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let stamps = self.stamps(snapshot)?;
+        for file in &snapshot.manifest.files {
+            if stamps.get(&file.name).is_none_or(|stamp| stamp.size != file.size) {
+                let why = format!("it does not have the {} bytes that its manifest says", file.size);
+                return Err(Error::Damaged { path: snapshot.dir.join(&file.name), why });
+            }
+        }
+        self.keep_stamps(snapshot, &stamps)
+    }
+
+    fn check_manifest(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let path = snapshot.dir.join(MANIFEST);
+        match Digest::of_all(&mut File::open(&path).at("open", &path)?).at("read", &path)? {
+            found if found == snapshot.digest => Ok(()),
+            found => Err(Error::Damaged { path, why: format!("its digest is {found}") }),
+        }
+    }
+
+    fn open_file(&self, snapshot: &Snapshot, name: &str) -> Result<File, Error> {
+        let path = snapshot.dir.join(name);
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Damaged { path, why: "it is missing".into() });
+            }
+            other => other.at("find", &path)?,
+        };
+        if !metadata.is_file() {
+            return Err(Error::Damaged { path, why: "it is not a plain file".into() });
+        }
+        Ok(File::open(&path).at("open", &path)?)
+    }
+
+    fn stamps(&self, snapshot: &Snapshot) -> Result<Stamps, Error> {
+        let mut stamps = Stamps::new();
+        for file in &snapshot.manifest.files {
+            let metadata = self.open_file(snapshot, &file.name)?.metadata();
+            stamps.insert(file.name.clone(), Stamp::of(&metadata.at("open", &snapshot.dir.join(&file.name))?));
+        }
+        Ok(stamps)
+    }
+
+    /// What was kept, if it can be read: stamps are only a reason not to look closer.
+    fn kept_stamps(&self, snapshot: &Snapshot) -> Stamps {
+        let bytes = read_bounded(&self.stamps_path(snapshot), MAX_STAMPS).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    fn keep_stamps(&self, snapshot: &Snapshot, stamps: &Stamps) -> Result<(), Error> {
+        let path = self.stamps_path(snapshot);
+        let bytes = serde_json::to_vec(stamps).map_err(io::Error::from).at("write", &path)?;
+        Ok(write_atomically(&path, &bytes)?)
+    }
+
+    fn stamps_path(&self, snapshot: &Snapshot) -> PathBuf {
+        self.folder("verified").join(snapshot.digest.hex())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Kind, Manifest, Role, describe};
+    use crate::sys::home::Home;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Home::at(dir.path()).unwrap()).unwrap();
+        (dir, store)
+    }
+
+    fn publish(store: &Store, kernel: &str, name: &str) -> Result<Snapshot, Error> {
+        let staging = store.stage().unwrap();
+        fs::write(staging.dir().join("kernel"), kernel).unwrap();
+        fs::write(staging.dir().join("initrd"), "initrd").unwrap();
+        let mut manifest = Manifest::new(Kind::Clean, "kitten", 1);
+        manifest.files = vec![
+            describe(staging.dir(), "kernel", Role::Kernel).unwrap(),
+            describe(staging.dir(), "initrd", Role::Initrd).unwrap(),
+        ];
+        store.publish(staging, &manifest, name)
+    }
+
+    /// Writes to a file of the store as a meddler would, leaving its time of change as it was.
+    fn meddle(path: &std::path::Path, bytes: &[u8]) {
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(path, bytes).unwrap();
+        File::open(path).unwrap().set_modified(modified).unwrap();
+    }
+
+    #[test]
+    fn snapshots_are_found_by_name_and_by_the_beginning_of_their_digest() {
+        let (_dir, store) = store();
+        let one = publish(&store, "one", "kitten").unwrap();
+        let two = publish(&store, "two", "anna@monday").unwrap();
+        let same = publish(&store, "one", "again").unwrap();
+        assert_eq!(one.digest, same.digest);
+        let full = one.digest.to_string();
+        for reference in ["kitten", "again", &full, &full[..15]] {
+            assert_eq!(store.resolve(reference).unwrap().digest, one.digest, "{reference}");
+        }
+        assert_eq!(store.resolve("anna@monday").unwrap().manifest, two.manifest);
+        for bad in ["", "../names/kitten", "sha256:", "sha256:xyzw", "sha256:abc", "a@b@c", "@x", "KITTEN/.."] {
+            assert!(matches!(store.resolve(bad), Err(Error::Reference(_))), "{bad}");
+        }
+        for missing in ["nobody", "kitten@friday", "sha256:ffffffff"] {
+            assert!(matches!(store.resolve(missing), Err(Error::NoSnapshot(_))), "{missing}");
+        }
+        let listed = store.list().unwrap();
+        assert_eq!(listed.len(), 2);
+        let names = &listed.iter().find(|listed| listed.digest == one.digest).unwrap().names;
+        assert_eq!(names[..], ["again", "kitten"]);
+        store.remove_name("again").unwrap();
+        assert!(matches!(store.resolve("again"), Err(Error::NoSnapshot(_))));
+    }
+
+    #[test]
+    fn any_change_to_any_file_is_refused_by_name() {
+        for file in ["kernel", "initrd", MANIFEST] {
+            let (_dir, store) = store();
+            let snapshot = publish(&store, "kernel", "kitten").unwrap();
+            let path = snapshot.dir.join(file);
+            let mut bytes = fs::read(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
+            store.verify_quickly(&snapshot).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+            bytes[0] ^= 1;
+            meddle(&path, &bytes);
+            let failed = store.resolve("kitten").and_then(|snapshot| store.verify_quickly(&snapshot));
+            let said = failed.unwrap_err().to_string();
+            assert!(said.contains(&path.display().to_string()), "{said}");
+            if file != MANIFEST {
+                fs::remove_file(&path).unwrap();
+                let said = store.verify_quickly(&snapshot).unwrap_err().to_string();
+                assert!(said.contains(file) && said.contains("missing"), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn stamps_spare_the_reading_and_a_touched_file_is_read_again() {
+        let (_dir, store) = store();
+        let snapshot = publish(&store, "kernel", "kitten").unwrap();
+        let stamps = store.stamps_path(&snapshot);
+        let before = fs::read(&stamps).unwrap();
+        store.verify_quickly(&snapshot).unwrap();
+        assert_eq!(fs::read(&stamps).unwrap(), before);
+        std::thread::sleep(Duration::from_millis(10));
+        fs::set_permissions(snapshot.dir.join("kernel"), fs::Permissions::from_mode(0o444)).unwrap();
+        store.verify_quickly(&snapshot).unwrap();
+        assert_ne!(fs::read(&stamps).unwrap(), before, "not read again");
+        for rubbish in ["", "{}", "\u{0}"] {
+            fs::write(&stamps, rubbish).unwrap();
+            store.verify_quickly(&snapshot).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_removed_snapshot_is_gone_with_its_names_and_others_stay() {
+        let (_dir, store) = store();
+        let one = publish(&store, "one", "kitten").unwrap();
+        publish(&store, "one", "again").unwrap();
+        let two = publish(&store, "two", "other").unwrap();
+        meddle(&one.dir.join("kernel"), b"eno");
+        store.remove_snapshot(&one.digest).unwrap();
+        assert!(matches!(store.resolve("again"), Err(Error::NoSnapshot(_))));
+        assert!(!one.dir.exists());
+        assert_eq!(store.list().unwrap().iter().map(|listed| listed.digest).collect::<Vec<_>>(), [two.digest]);
+        assert_eq!(store.sweep().unwrap(), 0, "nothing is left to sweep");
+    }
+
+    #[test]
+    fn making_a_damaged_snapshot_again_repairs_it() {
+        let (_dir, store) = store();
+        let snapshot = publish(&store, "kernel", "kitten").unwrap();
+        meddle(&snapshot.dir.join("kernel"), b"kernal");
+        publish(&store, "kernel", "kitten").unwrap();
+        store.verify(&snapshot, |_, _| {}).unwrap();
+        assert_eq!(store.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn nothing_half_made_is_published() {
+        let (_dir, store) = store();
+        let staging = store.stage().unwrap();
+        fs::write(staging.dir().join("stray"), "x").unwrap();
+        let error = store.publish(staging, &Manifest::new(Kind::Clean, "kitten", 1), "kitten").unwrap_err();
+        assert!(error.to_string().contains("stray"), "{error}");
+        assert!(matches!(store.resolve("kitten"), Err(Error::NoSnapshot(_))));
+        assert_eq!(store.list().unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,14 @@
+//! What Catnap needs of the host's operating system and the standard library does not have.
+
+pub mod files;
+pub mod home;
+pub mod kick;
+pub mod limits;
+pub mod local;
+pub mod lock;
+pub mod mmap;
+pub mod peer;
+pub mod process;
+pub mod space;
+pub mod thread;
+pub mod tty;

@@ -1,0 +1,154 @@
+//! Processes: which boot of the host this is, a process that outlives its parent, and signals.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The longest readiness report, in bytes.
+const MAX_REPORT: u64 = 64 * 1024;
+
+/// The kernel's random id of this boot of the host; another one after a restart (proc(5)).
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// A process that was started by [`spawn_detached`] and has not reported yet.
+pub struct Detached {
+    child: Child,
+}
+
+/// Starts `program` in a session of its own, so that neither this terminal's signals nor its end reach it.
+/// Its standard input is empty, its standard error is appended to `log`, and its standard output is the
+/// readiness pipe: the process writes its report there and then calls [`end_report`].
+pub fn spawn_detached(program: &Path, args: &[&str], log: &Path) -> io::Result<Detached> {
+    let log = File::options().append(true).create(true).open(log)?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    // SAFETY: between fork and exec only what signal-safety(7) allows may run; setsid is such a call.
+    unsafe {
+        command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
+    }
+    Ok(Detached { child: command.spawn()? })
+}
+
+impl Detached {
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the report: whatever the process wrote before it ended its report, or died.
+    pub fn report(&mut self) -> io::Result<Vec<u8>> {
+        let mut report = Vec::new();
+        if let Some(pipe) = self.child.stdout.take() {
+            pipe.take(MAX_REPORT).read_to_end(&mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// Ends the process by force and waits for it.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+}
+
+/// Called in the detached process: writes the report and lets go of the pipe; from now on standard output
+/// goes where standard error goes, to the log.
+pub fn end_report(report: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(report)?;
+    out.flush()?;
+    // SAFETY: both descriptors belong to this process's standard streams, which live as long as it does; the
+    // lock on standard output keeps other threads from writing in between.
+    let result = unsafe { libc::dup2(io::stderr().as_fd().as_raw_fd(), libc::STDOUT_FILENO) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Signals that are taken by a thread in place of interrupting one.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Holds these signals back from this thread and all that it starts. Call it before starting threads.
+    pub fn block(signals: &[libc::c_int]) -> io::Result<Signals> {
+        // SAFETY: `sigset_t` is plain memory; sigemptyset makes it a valid set before anything reads it.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `set` outlives the calls and sigaddset refuses numbers that are not signals.
+        let result = unsafe {
+            libc::sigemptyset(&mut set);
+            signals.iter().for_each(|signal| {
+                libc::sigaddset(&mut set, *signal);
+            });
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut())
+        };
+        if result == 0 { Ok(Signals(set)) } else { Err(io::Error::from_raw_os_error(result)) }
+    }
+
+    /// Waits for the next of them.
+    pub fn wait(&self) -> libc::c_int {
+        let mut signal = 0;
+        // SAFETY: both pointers are valid for the call. sigwait fails only for an invalid set, which `block`
+        // rules out.
+        while unsafe { libc::sigwait(&self.0, &mut signal) } != 0 {}
+        signal
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// From now on Ctrl-C and SIGTERM only set a flag, so that what was begun can be taken back in good order.
+pub fn catch_interrupts() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic. Programs that are started later do not inherit it.
+        unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };
+    }
+}
+
+/// Whether a caught interrupt came.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detached_process_has_a_session_of_its_own_and_reports() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let script = "read x || echo no input; cut -d' ' -f6 /proc/$$/stat; echo \"$$\"; echo to the log >&2";
+        let mut child = spawn_detached(Path::new("/bin/sh"), &["-c", script], &log).unwrap();
+        let report = String::from_utf8(child.report().unwrap()).unwrap();
+        let words: Vec<_> = report.lines().map(str::trim).collect();
+        assert_eq!(words[0], "no input");
+        assert_eq!(words[1], words[2], "the session is named after its first process");
+        assert_eq!(words[2], child.id().to_string());
+        child.child.wait().unwrap();
+        assert_eq!(fs::read_to_string(log).unwrap(), "to the log\n");
+    }
+
+    #[test]
+    fn a_process_that_dies_early_reports_nothing_and_does_not_hang() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = spawn_detached(Path::new("/bin/false"), &[], &folder.path().join("log")).unwrap();
+        assert_eq!(child.report().unwrap(), b"");
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_blocked_signal_waits_to_be_taken() {
+        let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+        // SAFETY: the signal is blocked in this very thread and stays pending for it.
+        unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+        assert_eq!(signals.wait(), libc::SIGUSR2);
+    }
+}
