@@ -88,7 +88,9 @@ make_initramfs() {
     copy_modules "$tree/lib/modules"
     for name in $programs; do copy_program "$name" "$tree"; done
     for name in $programs_wanted; do command -v "$name" >/dev/null && copy_program "$name" "$tree"; done
-    (cd "$tree" && find . | "$downloads/busybox" cpio -o -H newc -R 0:0) >"$out" 2>/dev/null
+    # cpio tells how much it wrote, which nobody wants to know unless it failed.
+    (cd "$tree" && find . | "$downloads/busybox" cpio -o -H newc -R 0:0) >"$out" 2>"$out.log" ||
+        die 1 "the lab's initramfs cannot be made: $(cat "$out.log")"
     rm -rf "$tree"
 }
 
