@@ -5,6 +5,7 @@
 
 mod digest;
 mod manifest;
+pub mod memory;
 
 pub use digest::Digest;
 pub use manifest::{Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, Role, describe};
