@@ -4,12 +4,13 @@
 //! data/snapshots/DIGEST/{snapshot.json, …}   never changed once it is there
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
 //! data/names/NAME                            the digest that a name stands for
-//! data/machines/NAME/{machine.json, root.qcow2, lock, run.json}
+//! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/staging/…                             what is being made; swept when its maker is gone
 //! ```
 //!
 //! Whatever appears in the first four appears by a rename, whole and synced.
 
+mod chains;
 mod machines;
 mod names;
 mod snapshots;
@@ -56,6 +57,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The name stands for a snapshot already.
+    #[error("there is a snapshot {0} already")]
+    SnapshotTaken(String),
     /// No such machine.
     #[error("there is no machine {0}")]
     NoMachine(Name),
@@ -69,6 +73,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// A disk cannot become smaller than the snapshot's.
+    #[error("a disk of {wanted} bytes is smaller than the snapshot's, which has {least}")]
+    DiskTooSmall {
+        /// The size that was asked for, in bytes.
+        wanted: u64,
+        /// The snapshot's, in bytes.
+        least: u64,
     },
     /// The machine's monitor lives.
     #[error("the machine {0} is running")]
