@@ -4,6 +4,7 @@ mod board;
 mod console;
 mod forward;
 mod greeting;
+pub mod memory_file;
 mod states;
 
 use std::io;
@@ -29,7 +30,7 @@ use crate::devices::{self, virtio};
 use crate::disk::{self, Access, Format};
 use crate::kvm::{self, Switch, Team, Vm};
 use crate::spec::MachineSpec;
-use crate::{boot, mem};
+use crate::{boot, mem, snapshot};
 
 pub use crate::kvm::End;
 pub use console::Console;
@@ -94,6 +95,12 @@ pub enum Error {
     /// A port of the host that leads into the guest.
     #[error(transparent)]
     Forward(#[from] forward::Error),
+    /// The files of a snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// Writing or loading guest memory.
+    #[error(transparent)]
+    MemoryFile(#[from] memory_file::Error),
     /// The console's log.
     #[error("the console cannot be logged to {path}: {source}")]
     Console {
