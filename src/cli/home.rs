@@ -11,6 +11,7 @@ use crate::control::protocol::{self, Ended, Status};
 use crate::control::{Client, Code, Failure};
 use crate::image;
 use crate::machine::{Files, Layer, Saved};
+use crate::mem::layout;
 use crate::snapshot::memory::MAX_LENGTH;
 use crate::snapshot::{MAX_STATE, Role};
 use crate::spec::{Forward, MachineSpec, Name};
@@ -161,7 +162,8 @@ impl House {
         let layers = self.store.memory_chain(&snapshot)?.iter().map(layer).collect::<Result<Vec<_>, Failure>>()?;
         let path = snapshot.file(Role::State).ok_or_else(|| no_memory(&snapshot))?;
         let state = self.store.read_checked(&snapshot, Role::State, MAX_STATE)?;
-        Ok(Saved::new(snapshot.digest, &path, &state, &layers)?)
+        let shape = snapshot.manifest.machine.as_ref().ok_or_else(|| no_memory(&snapshot))?;
+        Ok(Saved::new(snapshot.digest, &path, &state, &layers, &layout::ram(shape.memory))?)
     }
 
     /// A machine as it is listed.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::GuestAddress;
 
-use super::Error;
 use super::states::DeviceStates;
+use super::{Error, memory_file};
 use crate::kvm::{VcpuState, VmState};
-use crate::mem::{self, GuestMemory};
-use crate::snapshot::memory::{self, Index};
+use crate::mem::GuestMemory;
+use crate::snapshot::memory::Index;
 use crate::snapshot::{Digest, MachineState};
 use crate::sys::files::At;
 
@@ -35,8 +35,14 @@ pub struct Saved {
 
 impl Saved {
     /// Reads the state (the bytes of the file `path`) and maps the memory of the snapshot `base`, whose `layers`
-    /// begin with a full one.
-    pub fn new(base: Digest, path: &Path, state: &[u8], layers: &[Layer]) -> Result<Saved, Error> {
+    /// begin with a full one, for a machine with RAM in `regions` (address and length in bytes).
+    pub fn new(
+        base: Digest,
+        path: &Path,
+        state: &[u8],
+        layers: &[Layer],
+        regions: &[(GuestAddress, u64)],
+    ) -> Result<Saved, Error> {
         let unsound = |why: String| Error::Unsound { path: path.into(), why };
         let mut state = MachineState::parse(state).map_err(|error| unsound(error.to_string()))?;
         let mut read = || {
@@ -50,7 +56,7 @@ impl Saved {
         if vcpus.is_empty() {
             return Err(unsound("it has no vCPUs".into()));
         }
-        Ok(Saved { vm, vcpus, devices, memory: map(layers)?, base })
+        Ok(Saved { vm, vcpus, devices, memory: map(layers, regions)?, base })
     }
 
     /// How many vCPUs it has.
@@ -63,26 +69,18 @@ impl Saved {
 pub(super) const VM_VERSION: u32 = 1;
 pub(super) const VCPU_VERSION: u32 = 1;
 
-/// Maps what the layers come to when they are laid over each other.
-fn map(layers: &[Layer]) -> Result<GuestMemory, Error> {
-    let mut indices = Vec::with_capacity(layers.len());
-    let mut files = Vec::with_capacity(layers.len());
-    for layer in layers {
-        indices.push(Index::parse(&layer.index, &layer.index_path)?);
-        files.push(File::open(&layer.memory).at("open", &layer.memory)?);
-    }
-    let pieces = memory::resolve(&indices.iter().collect::<Vec<_>>())?;
-    let regions = indices.iter().next_back().map_or(&[][..], |top| top.regions());
-    let regions: Vec<_> = regions.iter().map(|region| (GuestAddress(region.start), region.length)).collect();
-    let pieces: Vec<_> = pieces.iter().map(piece).collect();
-    Ok(mem::restore(&regions, &pieces, &files)?)
-}
-
-/// The same in the words of the room `mem`, which knows nothing of snapshots.
-fn piece(piece: &memory::Piece) -> mem::Piece {
-    let source = match piece.source {
-        memory::Source::Zeros => mem::Source::Zeros,
-        memory::Source::Layer { layer, offset } => mem::Source::File { file: layer, offset },
-    };
-    mem::Piece { address: piece.address, length: piece.length, source }
+/// Maps what the layers come to when they are laid over each other, for a machine with RAM in `regions`.
+fn map(layers: &[Layer], regions: &[(GuestAddress, u64)]) -> Result<GuestMemory, Error> {
+    let indices = layers.iter().map(|layer| {
+        let index = Index::parse(&layer.index, &layer.index_path)?;
+        // Checked before anything is allocated by their size.
+        match index.regions().iter().map(|region| (GuestAddress(region.start), region.length)).eq(regions.iter().copied()) {
+            true => Ok(index),
+            false => Err(Error::Unsound { path: layer.index_path.clone(), why: "it is of a machine with other RAM".into() }),
+        }
+    });
+    let indices = indices.collect::<Result<Vec<_>, Error>>()?;
+    let open = |(layer, index)| Ok((index, File::open(&layer.memory).at("open", &layer.memory)?));
+    let chain = layers.iter().zip(&indices).map(open).collect::<Result<Vec<_>, Error>>()?;
+    memory_file::load(&chain)
 }

@@ -1,4 +1,4 @@
-//! Guest memory, written to a snapshot's files while the guest runs on.
+//! Guest memory, written to a snapshot's files while the guest runs on, and loaded from them again.
 //!
 //! A forked child has a frozen copy of all memory, made by the kernel page by page when the guest changes one,
 //! and writes it out ([`scribe`]). For the guest the pause is the fork; how fast the disk is does not matter.
@@ -11,6 +11,9 @@
 //!     └───── cancel, drop ────▶ the child is killed; the files are worth nothing
 //! ```
 
+mod calls;
+mod load;
+mod pages;
 mod scribe;
 
 use std::fs::File;
@@ -27,9 +30,11 @@ use crate::snapshot::memory::Region;
 use crate::sys::fork::{self, Child};
 use crate::sys::mmap::Shared;
 
+pub use load::load;
+
 use scribe::{Buffers, Span, Task, Word};
 
-/// Why guest memory was not written.
+/// Why guest memory was not written or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// RAM that is not made of whole pages, or changed pages of another guest.
@@ -54,6 +59,16 @@ pub enum Error {
     /// The child ended before its work was done, and did not say why.
     #[error("the process that wrote guest memory ended early ({0})")]
     Died(ExitStatus),
+    /// A snapshot's `memory` and its index are not of one another.
+    #[error("the memory of snapshot {layer} of the chain has {length} bytes, and its index knows {expected}")]
+    Length {
+        /// Its place in the chain, counted from the base.
+        layer: usize,
+        /// How long the file is, in bytes.
+        length: u64,
+        /// How long it should be.
+        expected: u64,
+    },
 }
 
 /// What is to be written, with all that can be had beforehand.

@@ -11,6 +11,9 @@ use crate::mem::PAGE;
 use crate::snapshot::memory::{HEADER, Region, Run, header};
 use crate::sys::mmap::Shared;
 
+use super::calls::{sync, truncate, write};
+use super::pages::{ENTRIES, Pagemap, is_zero};
+
 /// The longest write, in bytes: so often is progress reported.
 const CHUNK: u64 = 1 << 20;
 /// So many bytes of zeros end a run of data. Fewer stay in it as a hole, which costs less than another run:
@@ -18,11 +21,6 @@ const CHUNK: u64 = 1 << 20;
 const HOLE: u64 = 16 * PAGE;
 /// Runs are written to the index in pieces of this size.
 const BUFFER: usize = 64 << 10;
-/// Entries of `/proc/self/pagemap`, of 8 bytes each, that are read at once.
-const ENTRIES: usize = 512;
-/// In such an entry: the page is there (bit 63) or swapped out (bit 62). Linux's
-/// `Documentation/admin-guide/mm/pagemap.rst`.
-const TOUCHED: u64 = 3 << 62;
 
 /// What the numbers in the shared page are.
 #[derive(Clone, Copy)]
@@ -202,7 +200,8 @@ impl Scribe<'_> {
         let mut end = at;
         while end < span.length {
             let page = span.host.wrapping_add(end as usize);
-            if !(span.anonymous && self.pagemap.untouched(page)) && !is_zero(page) {
+            let zero = span.anonymous && self.pagemap.untouched(page) || is_zero(page);
+            if !zero {
                 break;
             }
             end += PAGE;
@@ -220,46 +219,6 @@ impl Scribe<'_> {
         }
         set(self.report, Word::Scanned, self.scanned + end);
         end - at
-    }
-}
-
-/// Whether the page at this address, one of guest memory's, is all zeros.
-fn is_zero(page: usize) -> bool {
-    // SAFETY: the address is of a page in a span, which is mapped and aligned. This is the child's own copy of
-    // it, which nobody changes: the child has one thread, and the guest runs on in its parent.
-    let words = unsafe { &*(page as *const [u64; PAGE as usize / 8]) };
-    words.chunks_exact(16).all(|words| words.iter().fold(0, |all, word| all | word) == 0)
-}
-
-/// Which pages of this process the host never gave memory to.
-struct Pagemap<'a> {
-    fd: RawFd,
-    entries: &'a mut [u64; ENTRIES],
-    /// The page of the first entry.
-    first: usize,
-    /// How many entries were read.
-    count: usize,
-}
-
-impl Pagemap<'_> {
-    /// Opens the child's own; where it cannot be had, every page counts as touched and is looked at.
-    fn open(entries: &mut [u64; ENTRIES]) -> Pagemap<'_> {
-        // SAFETY: the name is a C string that lives for ever.
-        let fd = unsafe { libc::open(c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-        Pagemap { fd, entries, first: 0, count: 0 }
-    }
-
-    /// Whether the page at this address, of private anonymous memory, was never written or swapped out.
-    fn untouched(&mut self, page: usize) -> bool {
-        let number = page / PAGE as usize;
-        if !(self.first..self.first + self.count).contains(&number) {
-            let length = size_of_val(self.entries);
-            // SAFETY: the buffer is writable memory of this length; any bytes are valid numbers.
-            let read = unsafe { libc::pread(self.fd, self.entries.as_mut_ptr().cast(), length, number as i64 * 8) };
-            (self.first, self.count) = (number, usize::try_from(read).unwrap_or(0) / size_of::<u64>());
-        }
-        let entry = self.entries.get(number - self.first).filter(|_| number - self.first < self.count);
-        entry.is_some_and(|entry| entry & TOUCHED == 0)
     }
 }
 
@@ -304,56 +263,4 @@ impl Index<'_> {
         write(self.fd, header.as_ptr(), header.len(), 0).map_err(|errno| Failure(Step::WriteIndex, errno))?;
         sync(self.fd).map_err(|errno| Failure(Step::SyncIndex, errno))
     }
-}
-
-/// Writes all of the bytes, or gives the errno.
-fn write(fd: RawFd, mut from: *const u8, mut length: usize, mut offset: u64) -> Result<(), i32> {
-    while length > 0 {
-        // SAFETY: the kernel only reads the bytes, and says so itself when they are not there.
-        let written = unsafe { libc::pwrite(fd, from.cast(), length, offset as libc::off_t) };
-        match usize::try_from(written) {
-            Ok(0) => return Err(libc::EIO),
-            Ok(written) => {
-                from = from.wrapping_add(written);
-                length = length.saturating_sub(written);
-                offset += written as u64;
-            }
-            Err(_) => match errno() {
-                libc::EINTR => {}
-                errno => return Err(errno),
-            },
-        }
-    }
-    Ok(())
-}
-
-fn truncate(fd: RawFd, length: u64) -> Result<(), i32> {
-    retried(|| {
-        // SAFETY: it changes only the file.
-        unsafe { libc::ftruncate(fd, length as libc::off_t) }
-    })
-}
-
-fn sync(fd: RawFd) -> Result<(), i32> {
-    retried(|| {
-        // SAFETY: it changes nothing.
-        unsafe { libc::fsync(fd) }
-    })
-}
-
-/// Repeats a call that a signal interrupted.
-fn retried(call: impl Fn() -> libc::c_int) -> Result<(), i32> {
-    loop {
-        if call() == 0 {
-            return Ok(());
-        }
-        match errno() {
-            libc::EINTR => {}
-            errno => return Err(errno),
-        }
-    }
-}
-
-fn errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
