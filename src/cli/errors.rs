@@ -15,6 +15,7 @@ impl From<store::Error> for Failure {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
             }
             store::Error::Running(name) => is(Code::Refused).hint(format!("catnap stop {name}")),
+            store::Error::DiskTooSmall { .. } => is(Code::Usage).hint("a larger --disk-size"),
             store::Error::Damaged { .. } | store::Error::Manifest(_) => {
                 is(Code::Verify).hint("catnap image build, which makes the image anew")
             }

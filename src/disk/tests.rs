@@ -5,7 +5,10 @@
 
 mod crash;
 mod hostile;
+mod layers;
 mod model;
+mod record;
+mod swap;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +18,8 @@ use std::process::Command;
 use model::{Model, Random};
 use vm_memory::{Bytes, GuestAddress};
 
-pub(super) use crash::{Event, Recorder};
+pub(super) use record::{Event, Recorder, Tape};
+pub(super) use swap::photograph;
 
 use super::*;
 

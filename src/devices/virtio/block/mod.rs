@@ -15,7 +15,7 @@ use self::request::{Limits, Refusal, Request, SECTOR};
 use super::ring::{Chain, work_off};
 use super::{Error, VirtioDevice, read_bytes};
 use crate::devices::Throttle;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, Flattened, Prepared};
 use crate::mem::GuestMemory;
 
 const QUEUE_SIZE: u16 = 256;
@@ -78,6 +78,23 @@ impl Block {
     /// The disk, to look at or to replace. With the device's lock held, nothing is on its way to it.
     pub fn disk_mut(&mut self) -> &mut Box<dyn Disk> {
         &mut self.disk
+    }
+
+    /// Gives the disk a new top, with the device locked and the machine paused: in no time, for nothing is flushed.
+    /// What the guest writes from now on is not in the layer below. When it is refused, nothing has changed.
+    pub fn swap_disk(&mut self, prepared: &mut Prepared) -> Result<(), disk::Error> {
+        self.disk.swap(prepared)
+    }
+
+    /// After a swap, with the device locked and the guest running: makes what was swapped away durable and
+    /// immutable. Takes as long as a flush by the guest would; one that came before has done the work already.
+    pub fn seal_disk(&mut self) -> Result<(), disk::Error> {
+        self.disk.seal()
+    }
+
+    /// Lets the disk read through layers that were flattened into one, with the device locked.
+    pub fn adopt_flattened(&mut self, flattened: &mut Flattened) -> Result<(), disk::Error> {
+        self.disk.adopt(flattened)
     }
 
     fn sectors(&self) -> u64 {
