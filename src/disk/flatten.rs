@@ -23,7 +23,8 @@ use imago::FormatAccess;
 
 use super::Error;
 use super::chain::{Layer, locked, open_layer};
-use super::fenced::{Fenced, Identity, Sector};
+use super::fence::{Identity, Sector};
+use super::fenced::Fenced;
 use super::header::{Header, rename_backing};
 use super::layers::{Names, own_header, own_layers};
 use super::layout::{CLUSTER, Writer, ZEROS, l2_tables};
