@@ -12,7 +12,8 @@ use imago::FormatAccess;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 
-use super::fenced::{Fence, Fenced, Identity};
+use super::fence::{Fence, Identity};
+use super::fenced::Fenced;
 use super::header::Header;
 use super::image::Image;
 use super::{Disk, Error, Format, layout};

@@ -23,7 +23,8 @@ use imago::FormatAccess;
 
 use super::Error;
 use super::chain::{Layer, locked, open_layer};
-use super::fenced::{Fenced, Identity, Sector};
+use super::fence::{Identity, Sector};
+use super::fenced::Fenced;
 use super::header::{Header, rename_backing};
 use super::layers::{Names, own_header, own_layers};
 use super::layout::{CLUSTER, Writer, ZEROS, l2_tables};
@@ -117,8 +118,7 @@ impl Flattened {
 
     /// The new layer, once.
     pub(super) fn take(&mut self) -> Option<Arc<FormatAccess<Fenced>>> {
-        self.used = Used::Perhaps;
-        self.below.take()
+        self.below.take().inspect(|_| self.used = Used::Perhaps)
     }
 
     /// Writes the new name into a header.

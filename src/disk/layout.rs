@@ -7,7 +7,7 @@
 //! A qcow2 file that grows its tables as it goes is only whole when the table's own refcount reaches the
 //! disk before the pointer to it does. Here nothing ever has to grow: every table that the disk can need is
 //! there from the start, as a hole in the file that costs no space. What is left to be written while a
-//! machine runs are entries in tables that exist, and [`super::fenced`] can tell them from data by where
+//! machine runs are entries in tables that exist, and [`super::fence`] can tell them from data by where
 //! they lie.
 
 use std::fs::{File, OpenOptions};

@@ -2,13 +2,14 @@
 //!
 //! [`open`] opens a chain of files: one that may be written on top, and below it whatever it was made over,
 //! read-only. What a chain may look like is decided here ([`header`], [`chain`]); reading and writing is
-//! imago's; that what a guest flushed survives a power cut is [`fenced`]'s, together with the way in which
+//! imago's; that what a guest flushed survives a power cut is [`fence`]'s, together with the way in which
 //! [`layout`] makes new files.
 //!
 //! A machine that runs gets a new top for a snapshot of what it wrote so far ([`swap`]); [`layers`] tells which
 //! files have become its own in this way, and [`flatten`] makes one of many.
 
 mod chain;
+mod fence;
 mod fenced;
 mod flatten;
 mod freed;

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::chain::{Layer, Overlay, depth, open_alone};
-use super::fenced::{Fence, Identity};
+use super::fence::{Fence, Identity};
 use super::layers::{Names, own_header};
 use super::{Error, Format, MAX_LAYERS, create_overlay};
 use crate::sys::files::{At, sync_dir};

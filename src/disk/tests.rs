@@ -7,6 +7,7 @@ mod crash;
 mod hostile;
 mod layers;
 mod model;
+mod power;
 mod record;
 mod swap;
 

@@ -158,7 +158,7 @@ impl Machine {
             mem: &self.mem,
             tracking,
         };
-        lock(&self.devices.root).device_mut().disk_mut().seal()?;
+        lock(&self.devices.root).device_mut().seal_disk()?;
         for layer in disk::own_layers(&self.files.disk)?.layers {
             let to = dir.join(layer.file_name().unwrap_or_default());
             std::fs::hard_link(&layer, &to).at("link", &to)?;
@@ -186,7 +186,7 @@ impl Machine {
             Some(_) => Some(self.save()?),
             None => None,
         };
-        lock(&self.devices.root).device_mut().disk_mut().swap(prepared)?;
+        lock(&self.devices.root).device_mut().swap_disk(prepared)?;
         let mut moment = Moment { state, parent: None, writing: None, taken: None };
         let Some((data, index)) = files else { return Ok(moment) };
         let plan = match tracking.base.filter(|_| tracking.logging) {

@@ -380,6 +380,26 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_gets_a_new_top_and_a_raw_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, top) = (dir.path().join("base"), dir.path().join("root.qcow2"));
+        std::fs::write(&base, [3; 4096]).unwrap();
+        disk::create_overlay(&top, "base", disk::Format::Raw, 4096).unwrap();
+        let qcow2 = disk::open(&top, disk::Format::Qcow2, disk::Access::ReadWrite, dir.path()).unwrap();
+        let block = Block::new(BlockState::default(), qcow2, "root", false).unwrap();
+        let mut driver = Driver::started(block, 0);
+        assert_eq!(status(&mut driver, VIRTIO_BLK_T_OUT, 1, &[1; 512]), VIRTIO_BLK_S_OK);
+        let mut prepared = disk::prepare(&top, dir.path()).unwrap();
+        assert!(drive(false, 0).0.mmio.device_mut().swap_disk(&mut prepared).is_err());
+        driver.mmio.device_mut().swap_disk(&mut prepared).unwrap();
+        assert_eq!(status(&mut driver, VIRTIO_BLK_T_OUT, 2, &[2; 512]), VIRTIO_BLK_S_OK);
+        driver.mmio.device_mut().seal_disk().unwrap();
+        let (answer, _) = driver.exchange(&header(VIRTIO_BLK_T_IN, 0), &[16], &[2048, 1]);
+        assert_eq!([0, 512, 1024, 1536, 2048].map(|at| answer[at]), [3, 1, 2, 3, 0]);
+        assert_eq!(disk::own_layers(&top).unwrap().layers, [prepared.layer()]);
+    }
+
+    #[test]
     fn a_disk_shorter_than_the_guest_was_told_is_refused() {
         let state = BlockState { sectors: Some(SECTORS + 1) };
         let refused = Block::new(state, Box::new(RawDisk::new(SECTORS).0), "root", false);
