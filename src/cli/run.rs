@@ -67,6 +67,8 @@ pub fn run(args: Args) -> Outcome {
         image: String::new(),
         cpus: args.cpus,
         memory: args.memory,
+        max_cpus: args.cpus,
+        max_memory: args.memory,
         append: args.append,
         kernel: args.kernel,
         forwards: args.forwards,
