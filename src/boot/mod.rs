@@ -93,7 +93,7 @@ pub fn load(mem: &GuestMemory, sources: &Sources<'_>) -> Result<Entry, Error> {
     mem.write_obj(0u8, GuestAddress(COMMAND_LINE + command_line.len))?;
 
     let tables = acpi::build(&sources.acpi, layout::ACPI_START);
-    assert!(tables.len() as u64 <= layout::ACPI_END - layout::ACPI_START, "64 vCPUs and their devices take a few KiB");
+    assert!(tables.len() as u64 <= layout::ACPI_TABLES_LIMIT, "64 vCPUs and their devices take a few KiB");
     mem.write_slice(&tables, GuestAddress(layout::ACPI_START))?;
 
     match kernel {
@@ -161,6 +161,7 @@ mod tests {
     fn sources(kernel: &Path) -> Sources<'_> {
         let acpi = acpi::Description {
             cpus: 1,
+            max_cpus: 1,
             local_apic: 0xfee0_0000,
             io_apic: 0xfec0_0000,
             sleep_control: 0x600,

@@ -105,6 +105,7 @@ impl<'a> Board<'a> {
     pub fn describe(&self, cpus: u32) -> acpi::Description {
         acpi::Description {
             cpus,
+            max_cpus: cpus,
             local_apic: layout::LOCAL_APIC as u32,
             io_apic: layout::IOAPIC as u32,
             sleep_control: POWER.0 + power::SLEEP_CONTROL,

@@ -286,7 +286,7 @@ impl Devices {
             });
         });
         let line = board.line(board::POWER_GSI)?;
-        let power = Arc::new(Mutex::new(Power::new(PowerState::default(), line, on_request)));
+        let power = Arc::new(Mutex::new(Power::new(PowerState::default(), line, on_request)?));
         board.at_ports(board::POWER, power.clone());
 
         let rtc = Arc::new(Mutex::new(Rtc::new(RtcState::default())));
