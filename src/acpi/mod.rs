@@ -123,7 +123,7 @@ fn madt(description: &Description) -> Vec<u8> {
     madt.as_slice().to_vec()
 }
 
-/// The MADT's entry for one vCPU (table 5.21, Processor Local APIC Structure), with one number for processor
+/// The MADT's entry for one vCPU (section 5.2.12.2, Processor Local APIC Structure), with one number for processor
 /// and APIC.
 ///
 /// # Panics

@@ -88,7 +88,7 @@ pub(super) fn aml(port: u16, gsi: u32) -> Vec<u8> {
         let bit = event as u8;
         acpi::bytes(&aml::If::new(&aml::And::new(&aml::ZERO, &taken, &bit), vec![then]))
     };
-    // 0x80 means "pressed" to the button (table 5.181) and "changed" to the generation ID.
+    // 0x80 means "pressed" to the button (section 5.6.6) and "changed" to the generation ID.
     let notify = |device: &str| acpi::bytes(&aml::Notify::new(&aml::Path::new(device), &0x80u8));
     let scan = aml::MethodCall::new("\\_SB_.CPUS.CSCN".into(), vec![]);
     let passed_on = [

@@ -8,7 +8,7 @@ use super::{EVENT, NEXT_NONE, OUTCOME, PORTS, STATUS_ASKED_BACK, STATUS_EJECT, S
 use crate::acpi::{self, Raw, bytes};
 
 /// What the notifications mean to a device: look whether it came (device check), and let go of it (eject
-/// request); table 5.181.
+/// request): ACPI 6.5 section 5.6.6.
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 /// _STA: present, enabled, shown and working (section 6.3.7).

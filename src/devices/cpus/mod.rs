@@ -266,8 +266,8 @@ impl Cpus {
 
     /// The guest says how it went. Only what cannot be done any more is kept: success shows in `present`.
     fn set_outcome(&mut self, outcome: u32) {
-        // Tables 5.181 (notifications) and 6.10 to 6.12 (_OST's events and status codes): device check and
-        // insertion; ejection, asked for by us or begun by the guest. A process that goes on is no refusal.
+        // Events and status codes of ACPI 6.5 section 6.3.5: device check and insertion; ejection, asked for by
+        // us or begun by the guest. A process that goes on is no refusal.
         let goes_on = match self.state.event {
             0x1 | 0x200 => 0x80,
             0x3 | 0x103 => 0x84,
