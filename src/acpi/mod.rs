@@ -12,8 +12,10 @@ const OEM_TABLE_ID: [u8; 8] = *b"CATNAPVM";
 
 /// What the tables must say of a machine.
 pub struct Description {
-    /// vCPUs, whose local APICs have the IDs 0 to `cpus` - 1.
+    /// vCPUs that are there at boot, whose local APICs have the IDs 0 to `cpus` - 1.
     pub cpus: u32,
+    /// vCPUs that there can ever be, at most 255, whose IDs go on from there.
+    pub max_cpus: u32,
     /// Address of the local APICs' registers.
     pub local_apic: u32,
     /// Address of the I/O APIC's registers; its 24 inputs are the interrupts 0 to 23.
@@ -47,7 +49,7 @@ pub fn build(description: &Description, base: u64) -> Vec<u8> {
     };
     let dsdt = place(&dsdt(&description.devices));
     let fadt = place(&bytes(&fadt(description, dsdt)));
-    let madt = place(&bytes(&madt(description)));
+    let madt = place(&madt(description));
 
     let mut xsdt = xsdt::XSDT::new(OEM_ID, OEM_TABLE_ID, 1);
     xsdt.add_entry(fadt);
@@ -67,7 +69,7 @@ pub fn bytes(aml: &dyn Aml) -> Vec<u8> {
 }
 
 /// AML that is bytes already, to be put among other terms.
-struct Raw<'a>(&'a [u8]);
+pub struct Raw<'a>(pub &'a [u8]);
 
 impl Aml for Raw<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
@@ -103,14 +105,32 @@ fn fadt(description: &Description, dsdt: u64) -> fadt::FADT {
     fadt.finalize()
 }
 
-fn madt(description: &Description) -> madt::MADT {
-    let controller = madt::LocalInterruptController::Address(description.local_apic);
-    let mut madt = madt::MADT::new(OEM_ID, OEM_TABLE_ID, 1, controller);
-    for cpu in 0..description.cpus {
-        madt.add_structure(madt::ProcessorLocalApic::new(cpu as u8, cpu as u8, madt::EnabledStatus::Enabled));
+/// The MADT is written here, because the crate's claims to be of revision 1. Operating systems heed the flag
+/// Online Capable only in a MADT of revision 5 or in tables of ACPI 6.3 and later, and Linux makes room for no
+/// vCPU that is neither enabled nor online capable (`acpi_is_processor_usable` in arch/x86/kernel/acpi/boot.c,
+/// which looked at the MADT's revision before 6.3 and looks at the FADT's since).
+fn madt(description: &Description) -> Vec<u8> {
+    const REVISION: u8 = 5;
+    let mut madt = sdt::Sdt::new(*b"APIC", 36, REVISION, OEM_ID, OEM_TABLE_ID, 1);
+    madt.append_slice(&description.local_apic.to_le_bytes());
+    madt.append_slice(&[0; 4]); // flags: there are no 8259 interrupt controllers
+    for cpu in 0..description.max_cpus {
+        let later = madt::EnabledStatus::DisabledOnlineCapable;
+        let status = if cpu < description.cpus { madt::EnabledStatus::Enabled } else { later };
+        madt.append_slice(&local_apic(cpu, status));
     }
-    madt.add_structure(madt::IoApic::new(0, description.io_apic, 0));
-    madt
+    madt.append_slice(&bytes(&madt::IoApic::new(0, description.io_apic, 0)));
+    madt.as_slice().to_vec()
+}
+
+/// The MADT's entry for one vCPU (section 5.2.12.2, Processor Local APIC Structure), with one number for processor
+/// and APIC.
+///
+/// # Panics
+/// Beyond 255 vCPUs, of which this structure cannot speak.
+pub fn local_apic(cpu: u32, status: madt::EnabledStatus) -> Vec<u8> {
+    let id = u8::try_from(cpu).expect("a machine has 64 vCPUs at most");
+    bytes(&madt::ProcessorLocalApic::new(id, id, status))
 }
 
 #[cfg(test)]
@@ -119,7 +139,8 @@ mod tests {
 
     fn tables() -> Vec<u8> {
         let description = Description {
-            cpus: 64,
+            cpus: 3,
+            max_cpus: 64,
             local_apic: 0xfee0_0000,
             io_apic: 0xfec0_0000,
             sleep_control: 0x600,
@@ -153,5 +174,12 @@ mod tests {
         // X_DSDT is at offset 140 of the FADT (table 5.9); 64 local APICs of 8 bytes and one I/O APIC of 12.
         assert_eq!(&table(u64_at(fadt, 140))[..4], b"DSDT");
         assert_eq!(madt.len(), 44 + 64 * 8 + 12);
+        // Revisions by which Linux believes in the flag Online Capable (bit 1) beside Enabled (bit 0).
+        assert_eq!((madt[8], fadt[8], fadt[131]), (5, 6, 5));
+        let cpus: Vec<_> =
+            madt[44..44 + 64 * 8].chunks(8).map(|entry| (entry[0], entry[1], entry[2], entry[3])).collect();
+        assert_eq!(cpus, (0..64).map(|id| (0, 8, id, id)).collect::<Vec<_>>());
+        let flags: Vec<_> = madt[44..44 + 64 * 8].chunks(8).map(|entry| entry[4]).collect();
+        assert_eq!(flags, [vec![1; 3], vec![2; 61]].concat());
     }
 }

@@ -37,6 +37,8 @@ pub struct Sources<'a> {
     pub initrd: Option<&'a Path>,
     /// The kernel's command line.
     pub command_line: &'a str,
+    /// RAM that is there at the boot, in bytes; what can be plugged in later is no part of the memory map.
+    pub memory: u64,
     /// What the ACPI tables say.
     pub acpi: acpi::Description,
 }
@@ -93,15 +95,16 @@ pub fn load(mem: &GuestMemory, sources: &Sources<'_>) -> Result<Entry, Error> {
     mem.write_obj(0u8, GuestAddress(COMMAND_LINE + command_line.len))?;
 
     let tables = acpi::build(&sources.acpi, layout::ACPI_START);
-    assert!(tables.len() as u64 <= layout::ACPI_END - layout::ACPI_START, "64 vCPUs and their devices take a few KiB");
+    assert!(tables.len() as u64 <= layout::ACPI_TABLES_LIMIT, "64 vCPUs and their devices take a few KiB");
     mem.write_slice(&tables, GuestAddress(layout::ACPI_START))?;
 
+    let map = memory_map(sources.memory);
     match kernel {
         Kernel::Linux64 { ip, header, .. } => {
-            let zero_page = zero_page::write(mem, header.as_ref(), command_line, initrd)?;
+            let zero_page = zero_page::write(mem, header.as_ref(), command_line, initrd, &map)?;
             Ok(Entry::Linux64 { ip, zero_page, page_table: page_table::write(mem)? })
         }
-        Kernel::Pvh { ip, .. } => Ok(Entry::Pvh { ip, start_info: pvh::write(mem, command_line, initrd)? }),
+        Kernel::Pvh { ip, .. } => Ok(Entry::Pvh { ip, start_info: pvh::write(mem, command_line, initrd, &map)? }),
     }
 }
 
@@ -135,15 +138,17 @@ enum RangeKind {
     Reserved = 2,
 }
 
+/// A range of the memory map: address, length, kind.
+type Range = (u64, u64, RangeKind);
+
 /// The memory map: RAM less what a BIOS would keep, and the ACPI tables.
-fn memory_map(mem: &GuestMemory) -> Vec<(u64, u64, RangeKind)> {
+fn memory_map(memory: u64) -> Vec<Range> {
     let mut map = vec![
         (0, layout::LOW_RAM_END, RangeKind::Ram),
         (layout::ACPI_START, layout::ACPI_END - layout::ACPI_START, RangeKind::Reserved),
     ];
-    for region in mem.iter() {
-        let start = region.start_addr().0.max(layout::HIGH_RAM_START);
-        let end = region.start_addr().0 + region.len();
+    for (start, length) in layout::ram(memory) {
+        let (start, end) = (start.0.max(layout::HIGH_RAM_START), start.0 + length);
         if end > start {
             map.push((start, end - start, RangeKind::Ram));
         }
@@ -161,6 +166,7 @@ mod tests {
     fn sources(kernel: &Path) -> Sources<'_> {
         let acpi = acpi::Description {
             cpus: 1,
+            max_cpus: 1,
             local_apic: 0xfee0_0000,
             io_apic: 0xfec0_0000,
             sleep_control: 0x600,
@@ -168,13 +174,13 @@ mod tests {
             reset: 0x602,
             devices: vec![],
         };
-        Sources { kernel, initrd: None, command_line: "console=ttyS0", acpi }
+        Sources { kernel, initrd: None, command_line: "console=ttyS0", memory: 64 << 20, acpi }
     }
 
     fn refused(bytes: &[u8]) -> String {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        load(&mem::allocate(64 << 20).unwrap(), &sources(file.path())).unwrap_err().to_string()
+        load(&mem::from_ranges(&layout::ram(64 << 20)).unwrap(), &sources(file.path())).unwrap_err().to_string()
     }
 
     /// An ELF header with one loadable segment of `size` bytes at `address`, and nothing behind.
@@ -211,14 +217,12 @@ mod tests {
 
     #[test]
     fn the_map_leaves_out_what_is_not_ram() {
-        let map =
-            memory_map(&mem::from_ranges(&[(GuestAddress(0), 64 << 20), (GuestAddress(4 << 30), 1 << 20)]).unwrap());
         assert_eq!(
-            map,
+            memory_map((3 << 30) + (1 << 20)),
             [
                 (0, 0x9_fc00, RangeKind::Ram),
                 (0xe_0000, 0x2_0000, RangeKind::Reserved),
-                (0x10_0000, 63 << 20, RangeKind::Ram),
+                (0x10_0000, (3 << 30) - 0x10_0000, RangeKind::Ram),
                 (4 << 30, 1 << 20, RangeKind::Ram),
             ]
         );
@@ -228,7 +232,7 @@ mod tests {
     fn an_elf_without_a_note_is_entered_in_64_bit_mode_with_a_zero_page() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&elf(0x100_0000, 120)).unwrap();
-        let mem = mem::allocate(64 << 20).unwrap();
+        let mem = mem::from_ranges(&layout::ram(64 << 20)).unwrap();
         let entry = load(&mem, &sources(file.path())).unwrap();
         let Entry::Linux64 { ip: 0x100_0000, zero_page, page_table } = entry else { panic!("{entry:?}") };
         assert_eq!(mem.read_obj::<u32>(GuestAddress(zero_page + 0x202)).unwrap(), 0x5372_6448, "HdrS");

@@ -4,7 +4,7 @@
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::{Placed, memory_map};
+use super::{Placed, Range};
 use crate::mem::{GuestMemory, layout};
 
 const START_INFO: u64 = 0x6000;
@@ -17,8 +17,12 @@ const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
 
 /// Writes the start info and all that it points to, and gives its address.
-pub fn write(mem: &GuestMemory, command_line: Placed, initrd: Option<Placed>) -> Result<u64, GuestMemoryError> {
-    let map = memory_map(mem);
+pub fn write(
+    mem: &GuestMemory,
+    command_line: Placed,
+    initrd: Option<Placed>,
+    map: &[Range],
+) -> Result<u64, GuestMemoryError> {
     for (index, &(addr, size, kind)) in map.iter().enumerate() {
         let entry = hvm_memmap_table_entry { addr, size, type_: kind as u32, reserved: 0 };
         mem.write_obj(entry, GuestAddress(MEMORY_MAP + (index * size_of_val(&entry)) as u64))?;

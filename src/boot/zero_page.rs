@@ -4,7 +4,7 @@
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
-use super::{Placed, memory_map};
+use super::{Placed, Range};
 use crate::mem::{GuestMemory, layout};
 
 const ZERO_PAGE: u64 = 0x7000;
@@ -31,6 +31,7 @@ pub fn write(
     header: Option<&setup_header>,
     command_line: Placed,
     initrd: Option<Placed>,
+    map: &[Range],
 ) -> Result<u64, GuestMemoryError> {
     let elf =
         setup_header { header: HEADER_MAGIC, boot_flag: BOOT_FLAG, kernel_alignment: 0x100_0000, ..Default::default() };
@@ -43,8 +44,7 @@ pub fn write(
         params.hdr.ramdisk_image = initrd.start as u32;
         params.hdr.ramdisk_size = initrd.len as u32;
     }
-    let map = memory_map(mem);
-    for (entry, &(addr, size, kind)) in params.e820_table.iter_mut().zip(&map) {
+    for (entry, &(addr, size, kind)) in params.e820_table.iter_mut().zip(map) {
         *entry = boot_e820_entry { addr, size, r#type: kind as u32 };
     }
     params.e820_entries = map.len() as u8;

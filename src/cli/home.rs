@@ -10,8 +10,7 @@ use super::record::Record;
 use crate::control::protocol::{self, Ended, Status};
 use crate::control::{Client, Code, Failure};
 use crate::image;
-use crate::machine::{Files, Layer, Saved};
-use crate::mem::layout;
+use crate::machine::{Files, Layer, Saved, Shape};
 use crate::snapshot::memory::MAX_LENGTH;
 use crate::snapshot::{MAX_STATE, Role};
 use crate::spec::{Forward, MachineSpec, Name};
@@ -163,7 +162,13 @@ impl House {
         let path = snapshot.file(Role::State).ok_or_else(|| no_memory(&snapshot))?;
         let state = self.store.read_checked(&snapshot, Role::State, MAX_STATE)?;
         let shape = snapshot.manifest.machine.as_ref().ok_or_else(|| no_memory(&snapshot))?;
-        Ok(Saved::new(snapshot.digest, &path, &state, &layers, &layout::ram(shape.memory))?)
+        let shape = Shape {
+            cpus: shape.cpus,
+            max_cpus: shape.max_cpus,
+            boot_memory: shape.boot_memory,
+            max_memory: shape.max_memory,
+        };
+        Ok(Saved::new(snapshot.digest, &path, &state, &layers, shape)?)
     }
 
     /// A machine as it is listed.

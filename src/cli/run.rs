@@ -8,7 +8,7 @@ use super::home::House;
 use super::{Outcome, checks, console, image, launch, start, ui};
 use crate::boot;
 use crate::control::{Code, Failure};
-use crate::spec::{Forward, MachineSpec, Name, Size};
+use crate::spec::{Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -18,7 +18,8 @@ use crate::sys::process;
 Returns when the guest's agent answers, and prints the machine's name and where its ports are to be found.
 When that fails or is interrupted, nothing stays behind. The image `kitten` is made on first use.
 
-Sizes are written 512M or 2G (binary).
+Sizes are written 512M or 2G (binary). --cpus and --memory are where the machine begins; --max-cpus and
+--max-memory bound every size that it can wake with or be resized to, until it is made anew.
 
 Examples:
   catnap run kitten
@@ -31,12 +32,21 @@ pub struct Args {
     /// The machine's name [default: a free one, such as kitten-1]
     #[arg(short, long)]
     name: Option<Name>,
-    /// How many vCPUs
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
-    /// How much memory
-    #[arg(short, long, value_name = "SIZE", default_value = "256M")]
-    memory: Size,
+    /// A size by name: kitten (1 vCPU, 256M), cat (2, 512M) or tiger (4, 1G)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory"])]
+    flavor: Option<Flavor>,
+    /// How many vCPUs [default: 1]
+    #[arg(short, long, value_name = "N")]
+    cpus: Option<u32>,
+    /// How much memory [default: 256M]
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// The most vCPUs that it can ever wake with [default: this host's, 4 to 16]
+    #[arg(long, value_name = "N")]
+    max_cpus: Option<u32>,
+    /// The most memory that it can ever wake with [default: half of this host's, 16G at most]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Size>,
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
@@ -62,11 +72,16 @@ pub fn run(args: Args) -> Outcome {
         Some(name) => name.clone(),
         None => numbered(&args.image, 1)?,
     };
+    let flavor = args.flavor.unwrap_or(Flavor::Kitten);
+    let (cpus, memory) = (args.cpus.unwrap_or(flavor.cpus()), args.memory.unwrap_or(flavor.memory()));
+    let (host_memory, _) = checks::host_memory().map_err(|error| Failure::while_doing("/proc/meminfo", error))?;
     let spec = MachineSpec {
         name: first,
         image: String::new(),
-        cpus: args.cpus,
-        memory: args.memory,
+        cpus,
+        memory,
+        max_cpus: args.max_cpus.unwrap_or_else(|| default_max_cpus(host_cpus(), cpus)),
+        max_memory: args.max_memory.unwrap_or_else(|| default_max_memory(host_memory, memory)),
         append: args.append,
         kernel: args.kernel,
         forwards: args.forwards,
@@ -101,6 +116,10 @@ pub fn run(args: Args) -> Outcome {
         true => console::attach(&house, &machine.spec.name),
         false => Ok(std::process::ExitCode::SUCCESS),
     }
+}
+
+fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }
 
 /// A friendly name for a machine of this image.

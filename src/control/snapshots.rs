@@ -19,10 +19,9 @@ use super::failure::{Code, Failure};
 use super::host::Guest;
 use super::protocol::{Mode, SnapshotRequest, Taken};
 use crate::disk;
-use crate::machine::{CapturedMemory, Files, Phase, Progress};
+use crate::machine::{CapturedMemory, Files, Phase, Progress, Shape, Size};
 use crate::snapshot::memory::{DATA, INDEX};
 use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
-use crate::spec::MachineSpec;
 use crate::store::{self, Snapshot, Staging, Store};
 use crate::sys::files::At;
 
@@ -76,7 +75,7 @@ impl Keeper {
         if let Some(memory) = &captured.memory {
             draft.add_memory(memory)?;
         }
-        draft.shape(captured.cpus, &self.machine.spec);
+        draft.shape(captured.size, &captured.shape);
         let (pause_us, bytes) = (captured.pause_us, captured.memory.map_or(0, |memory| memory.bytes));
         let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
         captured.commit(digest);
@@ -90,7 +89,8 @@ impl Keeper {
         for layer in disk::own_layers(&self.files.disk)?.layers {
             share(&layer, &draft.staging.dir().join(layer.file_name().unwrap_or_default()))?;
         }
-        draft.shape(self.machine.spec.cpus, &self.machine.spec);
+        let spec = &self.machine.spec;
+        draft.shape(Size { cpus: spec.cpus, memory: spec.memory.bytes() }, &Shape::of(spec));
         draft.publish(&request.name, 0, 0, watch).map(|(taken, _)| taken)
     }
 
@@ -119,14 +119,15 @@ impl Draft<'_> {
     }
 
     /// What the machine is like.
-    fn shape(&mut self, cpus: u32, spec: &MachineSpec) {
+    fn shape(&mut self, size: Size, shape: &Shape) {
         self.manifest.machine = Some(snapshot::Machine {
-            cpus,
-            memory: spec.memory.bytes(),
-            max_cpus: cpus,
-            max_memory: spec.memory.bytes(),
+            cpus: size.cpus,
+            memory: size.memory,
+            max_cpus: shape.max_cpus,
+            max_memory: shape.max_memory,
+            boot_memory: shape.boot_memory,
             cmdline: self.keeper.files.cmdline.clone(),
-            append: spec.append.clone(),
+            append: self.keeper.machine.spec.append.clone(),
         });
     }
 

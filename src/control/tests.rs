@@ -137,6 +137,8 @@ fn house(deaf: bool) -> House {
             image: "sha256:00".into(),
             cpus: 1,
             memory: Size::mib(256),
+            max_cpus: 1,
+            max_memory: Size::mib(256),
             append: String::new(),
             kernel: None,
             forwards: Vec::new(),

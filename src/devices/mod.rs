@@ -5,16 +5,23 @@
 //! the guest sends can panic it or make it allocate without bound.
 
 mod bus;
+mod changes;
+pub mod cpus;
+pub mod events;
+pub mod generation;
 pub mod i8042;
 pub mod power;
 pub mod rtc;
 pub mod serial;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 pub mod testing;
 mod throttle;
 pub mod virtio;
 
 pub use bus::{Bus, Overlap};
+pub use changes::Changes;
 pub use throttle::Throttle;
 
 use std::io;

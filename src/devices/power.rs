@@ -1,4 +1,5 @@
-//! The platform's power: sleep and reset registers, and the Generic Event Device with the power button.
+//! The platform's power: sleep and reset registers, the power button, and the register of pending
+//! [`events`](super::events), of which the button's is one.
 //!
 //! ```text
 //! port  +0  sleep control (ACPI 6.5, 4.8.3.7): write SLP_TYP << 2 | SLP_EN
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use acpi_tables::aml;
 use serde::{Deserialize, Serialize};
 
-use super::{BusDevice, Interrupt};
+use super::events::{self, Event, Events};
+use super::{BusDevice, Error, Interrupt};
 use crate::acpi::{self, RESET_VALUE, SLEEP_TYPE_S5};
 
 /// How many ports the registers take.
@@ -28,9 +30,6 @@ const EVENTS: u16 = 4;
 /// SLP_EN and SLP_TYP of the sleep control register.
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
-
-/// The power button was pressed.
-const EVENT_POWER_BUTTON: u8 = 1 << 0;
 
 /// The guest-visible registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,26 +49,33 @@ pub enum PowerRequest {
 
 /// The registers, an interrupt line, and someone who ends the machine.
 pub struct Power {
-    state: PowerState,
-    line: Arc<dyn Interrupt>,
+    events: Events,
     on_request: Box<dyn Fn(PowerRequest) + Send>,
 }
 
 impl Power {
     /// `line` is the interrupt that [`aml`] names; `on_request` must not block.
-    pub fn new(state: PowerState, line: Arc<dyn Interrupt>, on_request: Box<dyn Fn(PowerRequest) + Send>) -> Power {
-        Power { state, line, on_request }
+    pub fn new(
+        state: PowerState,
+        line: Arc<dyn Interrupt>,
+        on_request: Box<dyn Fn(PowerRequest) + Send>,
+    ) -> Result<Power, Error> {
+        Ok(Power { events: Events::new(state.events, line)?, on_request })
     }
 
     /// The state to save.
     pub fn state(&self) -> PowerState {
-        self.state.clone()
+        PowerState { events: self.events.pending() }
     }
 
     /// Presses the power button.
-    pub fn press_button(&mut self) -> std::io::Result<()> {
-        self.state.events |= EVENT_POWER_BUTTON;
-        self.line.raise()
+    pub fn press_button(&self) -> std::io::Result<()> {
+        self.events.raise(Event::PowerButton)
+    }
+
+    /// A handle for other devices that have something to tell.
+    pub fn events(&self) -> Events {
+        self.events.clone()
     }
 }
 
@@ -79,7 +85,7 @@ impl BusDevice for Power {
         if offset == u64::from(EVENTS)
             && let [first, ..] = data
         {
-            *first = std::mem::take(&mut self.state.events);
+            *first = self.events.take();
         }
     }
 
@@ -93,36 +99,11 @@ impl BusDevice for Power {
     }
 }
 
-/// Describes the button (PNP0C0C, a control method power button, 4.8.3.3.1.2) and the event device
-/// (ACPI0013, 5.6.9), whose method reads the pending events and passes them on.
+/// Describes the button (PNP0C0C, a control method power button, 4.8.3.3.1.2) and the event device.
 pub fn aml(base_port: u16, gsi: u32) -> Vec<u8> {
     let hid = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C"));
     let button = aml::Device::new("PWRB".into(), vec![&hid]);
-
-    let hid = aml::Name::new("_HID".into(), &"ACPI0013");
-    let uid = aml::Name::new("_UID".into(), &aml::ZERO);
-    let line = aml::Interrupt::new(true, true, false, false, gsi);
-    let resources = aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&line]));
-    let port = base_port + EVENTS;
-    let region = aml::OpRegion::new("EVRG".into(), aml::OpRegionSpace::SystemIO, &port, &1u8);
-    let field = aml::Field::new(
-        "EVRG".into(),
-        aml::FieldAccessType::Byte,
-        aml::FieldLockRule::NoLock,
-        aml::FieldUpdateRule::Preserve,
-        vec![aml::FieldEntry::Named(*b"EVTS", 8)],
-    );
-    let (taken, pending) = (aml::Local(0), aml::Path::new("EVTS"));
-    let take = aml::Store::new(&taken, &pending);
-    // 0x80: the button was pressed (table 5.181, control method power button notification values).
-    let target = aml::Path::new("\\_SB_.PWRB");
-    let notify = aml::Notify::new(&target, &0x80u8);
-    let is_button = aml::And::new(&aml::ZERO, &taken, &EVENT_POWER_BUTTON);
-    let pressed = aml::If::new(&is_button, vec![&notify]);
-    let event = aml::Method::new("_EVT".into(), 1, true, vec![&take, &pressed]);
-    let ged = aml::Device::new("GED_".into(), vec![&hid, &uid, &resources, &region, &field, &event]);
-
-    [acpi::bytes(&button), acpi::bytes(&ged)].concat()
+    [acpi::bytes(&button), events::aml(base_port + EVENTS, gsi)].concat()
 }
 
 #[cfg(test)]
@@ -136,12 +117,12 @@ mod tests {
     fn the_button_is_seen_once_and_only_whole_requests_count() {
         let (line, (requests, asked)) = (Arc::new(Counter::default()), mpsc::channel());
         let ask = Box::new(move |request| requests.send(request).unwrap());
-        let mut power = Power::new(PowerState::default(), line.clone(), ask);
+        let mut power = Power::new(PowerState::default(), line.clone(), ask).unwrap();
         power.press_button().unwrap();
-        assert_eq!(line.count(), 1);
+        assert_eq!((line.count(), power.state()), (1, PowerState { events: 1 }));
         let mut data = [0xff];
         power.read(EVENTS.into(), &mut data);
-        assert_eq!(data, [EVENT_POWER_BUTTON]);
+        assert_eq!(data, [Event::PowerButton as u8]);
         power.read(EVENTS.into(), &mut data);
         assert_eq!(data, [0]);
 

@@ -7,6 +7,9 @@
 //!      └────────► Ended ◄────┘   Switch::end, or a vCPU that cannot go on
 //! ```
 //!
+//! A vCPU that the guest has given back is *aside*: its thread is parked whatever the order is, until it is
+//! brought back. KVM cannot let go of a single vCPU, so it is kept for that.
+//!
 //! Invariants: every thread is either in guest mode with its vCPU's lock held, or parked without it; once
 //! `Ended`, nothing runs again. A thread counts itself `parked` under the same mutex that holds the order,
 //! so that `pause` returns only when all of them stand still.
@@ -43,13 +46,15 @@ struct Orders {
     order: Order,
     /// How many threads are parked, or have left.
     parked: usize,
+    /// The vCPUs that are aside, a bit each.
+    aside: u64,
 }
 
 /// What the threads of a team share with those who give the orders.
 struct Shared {
     orders: Mutex<Orders>,
     changed: Condvar,
-    /// Filled once, before any thread is let out of `Pause`.
+    /// The vCPUs with their threads, in the order in which they came.
     threads: Mutex<Vec<(Arc<Vcpu>, JoinHandle<()>)>>,
 }
 
@@ -60,8 +65,8 @@ pub struct Switch(Arc<Shared>);
 
 /// All vCPUs of a machine.
 pub struct Team {
-    vcpus: Vec<Arc<Vcpu>>,
     shared: Arc<Shared>,
+    io: Arc<dyn Io>,
 }
 
 impl Switch {
@@ -69,7 +74,7 @@ impl Switch {
     #[allow(clippy::new_without_default, reason = "a default switch would hide that it belongs to one machine")]
     pub fn new() -> Switch {
         Switch(Arc::new(Shared {
-            orders: Mutex::new(Orders { order: Order::Pause, parked: 0 }),
+            orders: Mutex::new(Orders { order: Order::Pause, parked: 0, aside: 0 }),
             changed: Condvar::new(),
             threads: Mutex::default(),
         }))
@@ -79,6 +84,16 @@ impl Switch {
     pub fn end(&self, end: End) {
         self.0.end(end);
     }
+
+    /// Sets a vCPU aside that the guest does not use any more. Does not wait for it.
+    pub fn set_aside(&self, cpu: u32) {
+        self.0.lock().aside |= bit(cpu);
+        self.0.kick();
+    }
+}
+
+fn bit(cpu: u32) -> u64 {
+    1u64.checked_shl(cpu).unwrap_or(0)
 }
 
 impl Shared {
@@ -96,6 +111,10 @@ impl Shared {
 
     fn running(&self) -> bool {
         self.lock().order == Order::Run
+    }
+
+    fn runs(&self, cpu: u32) -> bool {
+        self.lock().runs(cpu)
     }
 
     fn end(&self, end: End) {
@@ -116,29 +135,56 @@ impl Shared {
     }
 }
 
+impl Orders {
+    fn runs(&self, cpu: u32) -> bool {
+        self.order == Order::Run && self.aside & bit(cpu) == 0
+    }
+}
+
 impl Team {
     /// Gives every vCPU a thread; all of them are paused.
     pub fn new(vcpus: Vec<Vcpu>, io: Arc<dyn Io>, switch: Switch) -> Result<Team, Error> {
         kick::install().map_err(Error::Thread)?;
-        let team = Team { vcpus: vcpus.into_iter().map(Arc::new).collect(), shared: switch.0 };
-        for vcpu in &team.vcpus {
-            let (mine, shared, io) = (vcpu.clone(), team.shared.clone(), io.clone());
-            let thread = small(&format!("vcpu {}", vcpu.id()))
-                .spawn(move || work(&mine, &shared, &*io))
-                .map_err(Error::Thread)?;
-            team.shared.threads().push((vcpu.clone(), thread));
-        }
+        let team = Team { shared: switch.0, io };
+        vcpus.into_iter().try_for_each(|vcpu| team.add(vcpu))?;
         Ok(team)
     }
 
-    /// The vCPUs, in the order of their numbers.
-    pub fn vcpus(&self) -> &[Arc<Vcpu>] {
-        &self.vcpus
+    /// Gives one more vCPU a thread, which does what the others do.
+    pub fn add(&self, vcpu: Vcpu) -> Result<(), Error> {
+        let vcpu = Arc::new(vcpu);
+        // Under the lock, so that nobody counts the threads while one is neither there nor not there.
+        let mut threads = self.shared.threads();
+        let (mine, shared, io) = (vcpu.clone(), self.shared.clone(), self.io.clone());
+        let thread =
+            small(&format!("vcpu {}", vcpu.id())).spawn(move || work(&mine, &shared, &*io)).map_err(Error::Thread)?;
+        threads.push((vcpu, thread));
+        Ok(())
+    }
+
+    /// Lets a vCPU that was set aside run with the others again. `false` when there is none of that number.
+    pub fn bring_back(&self, cpu: u32) -> bool {
+        let there = self.shared.threads().iter().any(|(vcpu, _)| vcpu.id() == cpu);
+        if there {
+            self.shared.lock().aside &= !bit(cpu);
+            self.shared.changed.notify_all();
+        }
+        there
+    }
+
+    /// The vCPUs that are not aside, by their numbers.
+    pub fn vcpus(&self) -> Vec<Arc<Vcpu>> {
+        let aside = self.shared.lock().aside;
+        let threads = self.shared.threads();
+        let mut here: Vec<_> = threads.iter().map(|(vcpu, _)| vcpu.clone()).collect();
+        here.retain(|vcpu| aside & bit(vcpu.id()) == 0);
+        here.sort_by_key(|vcpu| vcpu.id());
+        here
     }
 
     /// Lets the vCPUs run. `false` when the machine has ended.
     pub fn resume(&self) -> bool {
-        self.vcpus.iter().for_each(|vcpu| vcpu.excuse_pause());
+        self.vcpus().iter().for_each(|vcpu| vcpu.excuse_pause());
         self.order(Order::Run)
     }
 
@@ -146,8 +192,9 @@ impl Team {
     pub fn pause(&self) -> bool {
         let going_on = self.order(Order::Pause);
         self.shared.kick();
+        let all = self.shared.threads().len();
         let mut orders = self.shared.lock();
-        while orders.parked < self.vcpus.len() {
+        while orders.parked < all {
             orders = self.shared.wait(orders);
         }
         going_on && !matches!(orders.order, Order::End(_))
@@ -169,12 +216,19 @@ impl Team {
     /// Blocks until the machine has ended and no vCPU runs any more.
     pub fn wait(&self) -> End {
         let mut orders = self.shared.lock();
-        loop {
+        let end = loop {
             match &orders.order {
-                Order::End(end) if orders.parked == self.vcpus.len() => return end.clone(),
+                Order::End(end) => break end.clone(),
                 _ => orders = self.shared.wait(orders),
             }
+        };
+        drop(orders);
+        let all = self.shared.threads().len();
+        let mut orders = self.shared.lock();
+        while orders.parked < all {
+            orders = self.shared.wait(orders);
         }
+        end
     }
 
     fn order(&self, order: Order) -> bool {
@@ -218,7 +272,7 @@ fn work(vcpu: &Vcpu, shared: &Shared, io: &dyn Io) {
         let mut orders = shared.lock();
         orders.parked += 1;
         shared.changed.notify_all();
-        while orders.order == Order::Pause {
+        while !orders.runs(vcpu.id()) && !matches!(orders.order, Order::End(_)) {
             orders = shared.wait(orders);
         }
         orders.parked -= 1;
@@ -226,7 +280,7 @@ fn work(vcpu: &Vcpu, shared: &Shared, io: &dyn Io) {
             return;
         }
         drop(orders);
-        match vcpu.run(io, || !shared.running()) {
+        match vcpu.run(io, || !shared.runs(vcpu.id())) {
             Left::Kicked => {}
             Left::Ended(end) => return shared.end(end),
         }

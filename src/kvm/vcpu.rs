@@ -47,14 +47,18 @@ impl Vcpu {
     /// Sets what firmware leaves on every processor and, on the first, the kernel's entry. The others wait
     /// for INIT and SIPI, which is how KVM makes them.
     pub fn reset(&self, entry: Entry) -> Result<(), Error> {
-        let fd = self.lock();
-        entry::as_firmware_leaves_it(&fd)?;
-        if self.id == 0 { entry.apply(&fd) } else { Ok(()) }
+        self.power_on()?;
+        if self.id == 0 { entry.apply(&self.lock()) } else { Ok(()) }
+    }
+
+    /// Sets what firmware leaves on every processor.
+    pub fn power_on(&self) -> Result<(), Error> {
+        entry::as_firmware_leaves_it(&self.lock())
     }
 
     /// The state of a vCPU that stands still.
     pub(super) fn save(&self, host: &Host) -> Result<VcpuState, Error> {
-        VcpuState::save(&self.lock(), host)
+        VcpuState::save(self.id, &self.lock(), host)
     }
 
     /// Tells the guest that it was stopped on purpose, so that its watchdogs do not take the pause for a hang.

@@ -123,17 +123,17 @@ impl Vm {
     /// find them.
     pub fn restore(&self, vm: &VmState, vcpus: &[VcpuState]) -> Result<Vec<Vcpu>, Error> {
         vm.restore_chips(&self.fd)?;
-        let restore = |(state, id): (&VcpuState, u32)| {
-            let fd = self.fd.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+        let restore = |state: &VcpuState| {
+            let fd = self.fd.create_vcpu(u64::from(state.id())).map_err(ioctl("KVM_CREATE_VCPU"))?;
             state.restore(&fd, &self.host)?;
-            Ok(Vcpu::new(id, fd))
+            Ok(Vcpu::new(state.id(), fd))
         };
-        let restored = vcpus.iter().zip(0..).map(restore).collect::<Result<_, Error>>()?;
+        let restored = vcpus.iter().map(restore).collect::<Result<_, Error>>()?;
         vm.restore_clock(&self.fd)?;
         Ok(restored)
     }
 
-    /// Makes vCPU `id` of `count`, with its CPUID set and its registers as after a reset.
+    /// Makes vCPU `id` of at most `count`, with its CPUID set and its registers as after a reset.
     pub fn vcpu(&self, id: u32, count: u32) -> Result<Vcpu, Error> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
         let cpuid = super::cpuid::for_vcpu(&self.kvm, id, count)?;

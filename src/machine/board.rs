@@ -5,7 +5,8 @@
 //! | keyboard controller (reset only) | ports 0x60–0x64 | – |
 //! | RTC | ports 0x70–0x71 | – |
 //! | serial | ports 0x3f8–0x3ff | 4 |
-//! | power | ports 0x600–0x607 | 9 |
+//! | power and events | ports 0x600–0x607 | 9 |
+//! | vCPUs | ports 0x608–0x613 | by an event |
 //! | virtio slot *n* | [`layout::VIRTIO_START`] + *n* pages | 10 + *n* |
 
 use std::io;
@@ -18,7 +19,7 @@ use crate::acpi;
 use crate::devices::virtio::mmio::{LENGTH, Mmio, QUEUE_NOTIFY};
 use crate::devices::virtio::slot::Slot;
 use crate::devices::virtio::{self, VirtioDevice};
-use crate::devices::{Bus, BusDevice, Interrupt, i8042, power, rtc, serial};
+use crate::devices::{Bus, BusDevice, Interrupt, cpus, generation, i8042, power, rtc, serial};
 use crate::kvm::{Address, Io, Vm};
 use crate::mem::layout;
 
@@ -29,6 +30,7 @@ pub const I8042: Ports = Ports(0x60, i8042::PORTS);
 pub const RTC: Ports = Ports(0x70, rtc::PORTS);
 pub const SERIAL: Ports = Ports(0x3f8, serial::PORTS);
 pub const POWER: Ports = Ports(0x600, power::PORTS);
+pub const CPUS: Ports = Ports(0x608, cpus::PORTS);
 
 pub const SERIAL_GSI: u32 = 4;
 pub const POWER_GSI: u32 = 9;
@@ -39,6 +41,7 @@ const VIRTIO_SLOTS: u32 = 24 - VIRTIO_GSI;
 /// A board while devices are put onto it.
 pub struct Board<'a> {
     vm: &'a Vm,
+    max_cpus: u32,
     ports: Bus,
     memory: Bus,
     slots: u32,
@@ -61,10 +64,16 @@ impl Interrupt for Line {
 }
 
 impl<'a> Board<'a> {
-    /// An empty board.
-    pub fn new(vm: &'a Vm) -> Board<'a> {
-        let aml = [serial::aml(SERIAL.0, SERIAL_GSI), rtc::aml(RTC.0), power::aml(POWER.0, POWER_GSI)].concat();
-        Board { vm, ports: Bus::default(), memory: Bus::default(), slots: 0, aml }
+    /// An empty board for up to `max_cpus` vCPUs.
+    pub fn new(vm: &'a Vm, max_cpus: u32) -> Board<'a> {
+        let aml = [
+            serial::aml(SERIAL.0, SERIAL_GSI),
+            rtc::aml(RTC.0),
+            power::aml(POWER.0, POWER_GSI),
+            cpus::aml(CPUS.0, max_cpus),
+            generation::aml(),
+        ];
+        Board { vm, max_cpus, ports: Bus::default(), memory: Bus::default(), slots: 0, aml: aml.concat() }
     }
 
     /// A line to the interrupt `gsi`.
@@ -105,6 +114,7 @@ impl<'a> Board<'a> {
     pub fn describe(&self, cpus: u32) -> acpi::Description {
         acpi::Description {
             cpus,
+            max_cpus: self.max_cpus,
             local_apic: layout::LOCAL_APIC as u32,
             io_apic: layout::IOAPIC as u32,
             sleep_control: POWER.0 + power::SLEEP_CONTROL,

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory_file::{Plan, Writing};
 use super::wake::{VCPU_VERSION, VM_VERSION};
-use super::{Error, Machine, State, lock};
+use super::{Error, Machine, Shape, Size, State, lock};
 use crate::disk::{self, Prepared};
 use crate::kvm::Vm;
 use crate::mem::{Dirty, GuestMemory};
@@ -82,8 +82,10 @@ pub type Watch<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
 pub struct Captured<'m> {
     /// How long the guest stood still, in microseconds; 0 when it was paused anyway.
     pub pause_us: u64,
-    /// vCPUs.
-    pub cpus: u32,
+    /// The machine's size at that instant.
+    pub size: Size,
+    /// What it can be without another boot.
+    pub shape: Shape,
     /// Memory, when it was wanted.
     pub memory: Option<CapturedMemory>,
     tracking: MutexGuard<'m, Tracking>,
@@ -120,6 +122,7 @@ impl Drop for Captured<'_> {
 
 /// What was had while the guest stood still.
 struct Moment {
+    size: Size,
     state: Option<MachineState>,
     parent: Option<Digest>,
     writing: Option<Writing>,
@@ -152,7 +155,8 @@ impl Machine {
         // From here on, whatever fails, the pages that were taken are put back.
         let mut captured = Captured {
             pause_us: pause?.as_micros() as u64,
-            cpus: self.team.vcpus().len() as u32,
+            size: moment.size,
+            shape: self.shape,
             memory: None,
             taken: moment.taken.take(),
             mem: &self.mem,
@@ -187,7 +191,7 @@ impl Machine {
             None => None,
         };
         lock(&self.devices.root).device_mut().swap_disk(prepared)?;
-        let mut moment = Moment { state, parent: None, writing: None, taken: None };
+        let mut moment = Moment { size: self.size(), state, parent: None, writing: None, taken: None };
         let Some((data, index)) = files else { return Ok(moment) };
         let plan = match tracking.base.filter(|_| tracking.logging) {
             Some(base) => {
@@ -226,7 +230,7 @@ impl Machine {
     fn save(&self) -> Result<MachineState, Error> {
         let mut state = MachineState::default();
         self.devices.states().put(&mut state)?;
-        let (vm, vcpus) = self.vm.save(self.team.vcpus())?;
+        let (vm, vcpus) = self.vm.save(&self.team.vcpus())?;
         state.put("vm", VM_VERSION, &vm)?;
         vcpus.iter().try_for_each(|vcpu| state.put("vcpu", VCPU_VERSION, vcpu))?;
         Ok(state)

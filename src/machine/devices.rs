@@ -3,16 +3,21 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
 use super::board::{self, Board};
 use super::console::Console;
 use super::states::DeviceStates;
-use super::{Error, Files, lock};
+use super::{Error, Files, Shape, lock};
+use crate::devices::Changes;
+use crate::devices::cpus::Cpus;
 use crate::devices::i8042::I8042;
 use crate::devices::power::{Power, PowerRequest};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::gate::Gate;
+use crate::devices::virtio::memory::{Backing, Memory};
 use crate::devices::virtio::mmio::Mmio;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
@@ -26,21 +31,29 @@ pub(super) struct Devices {
     pub serial: Arc<Mutex<Serial>>,
     pub power: Arc<Mutex<Power>>,
     pub rtc: Arc<Mutex<Rtc>>,
+    pub cpus: Arc<Mutex<Cpus>>,
     pub root: Arc<Mutex<Mmio<Block>>>,
     pub rng: Arc<Mutex<Mmio<Rng>>>,
     pub vsock: Arc<Mutex<Mmio<Vsock>>>,
+    /// RAM that can be plugged in, when the machine can grow.
+    pub memory: Option<Arc<Mutex<Mmio<Memory>>>>,
+    /// Told when the guest takes or gives back vCPUs or RAM.
+    pub changes: Arc<Changes>,
+}
+
+/// What the devices are wired to.
+pub(super) struct Wires<'a> {
+    pub mem: &'a GuestMemory,
+    pub files: &'a Files,
+    pub console: &'a Console,
+    pub switch: &'a Switch,
+    pub shape: &'a Shape,
 }
 
 impl Devices {
     /// Puts all devices onto `board`, as `states` has them.
-    pub fn new(
-        states: DeviceStates,
-        board: &mut Board<'_>,
-        mem: &GuestMemory,
-        files: &Files,
-        console: &Console,
-        switch: &Switch,
-    ) -> Result<Devices, Error> {
+    pub fn new(states: DeviceStates, board: &mut Board<'_>, wires: &Wires<'_>) -> Result<Devices, Error> {
+        let Wires { mem, files, console, switch, shape } = *wires;
         let line = board.line(board::SERIAL_GSI)?;
         let serial = Arc::new(Mutex::new(Serial::new(states.serial, line, console.output())?));
         console.connect(&serial);
@@ -54,11 +67,18 @@ impl Devices {
             });
         });
         let line = board.line(board::POWER_GSI)?;
-        let power = Arc::new(Mutex::new(Power::new(states.power, line, on_request)));
+        let power = Arc::new(Mutex::new(Power::new(states.power, line, on_request)?));
         board.at_ports(board::POWER, power.clone());
 
         let rtc = Arc::new(Mutex::new(Rtc::new(states.rtc)));
         board.at_ports(board::RTC, rtc.clone());
+        let changes = Arc::new(Changes::default());
+        let (parker, events) = (switch.clone(), lock(&power).events());
+        let on_eject = Box::new(move |cpu| parker.set_aside(cpu));
+        let cpus = Cpus::new(states.cpus, shape.max_cpus, events, changes.clone(), on_eject)?;
+        let cpus = Arc::new(Mutex::new(cpus));
+        board.at_ports(board::CPUS, cpus.clone());
+
         let ender = switch.clone();
         let i8042 = I8042::new(Box::new(move || ender.end(End::Reboot)));
         board.at_ports(board::I8042, Arc::new(Mutex::new(i8042)));
@@ -71,16 +91,28 @@ impl Devices {
         let rng = board.in_slot(|line| Mmio::new(rng.mmio, Rng::new(rng.chip), mem.clone(), line))?;
         let chip = Vsock::new(states.vsock.chip)?;
         let vsock = board.in_slot(|line| Mmio::new(states.vsock.mmio, chip, mem.clone(), line))?;
-        Ok(Devices { serial, power, rtc, root, rng, vsock })
+        let memory = match (states.memory, shape.pluggable()) {
+            (Some(memory), Some(region)) => {
+                let chip = Memory::new(memory.chip, region, Box::new(Pages(mem.clone())), changes.clone())?;
+                Some(board.in_slot(|line| Mmio::new(memory.mmio, chip, mem.clone(), line))?)
+            }
+            (None, None) => None,
+            _ => return Err(Error::Shape),
+        };
+        Ok(Devices { serial, power, rtc, cpus, root, rng, vsock, memory, changes })
     }
 
     /// Starts the thread of each device that has one.
     pub fn workers(&self, gate: &Arc<Gate>) -> io::Result<Vec<Worker>> {
-        Ok(vec![
+        let mut workers = vec![
             Worker::spawn("root disk", self.root.clone(), gate.clone())?,
             Worker::spawn("rng", self.rng.clone(), gate.clone())?,
             Worker::spawn("vsock", self.vsock.clone(), gate.clone())?,
-        ])
+        ];
+        if let Some(memory) = &self.memory {
+            workers.push(Worker::spawn("memory", memory.clone(), gate.clone())?);
+        }
+        Ok(workers)
     }
 
     /// What rang before a nap was the state of event descriptors, which nobody saved: rings everywhere, and
@@ -89,5 +121,21 @@ impl Devices {
         lock(&self.root).kick_all();
         lock(&self.rng).kick_all();
         lock(&self.vsock).kick_all();
+        if let Some(memory) = &self.memory {
+            lock(memory).kick_all();
+        }
+        if let Err(error) = lock(&self.power).events().remind() {
+            tracing::warn!("the guest is not reminded of its events: {error}");
+        }
+    }
+}
+
+/// The guest's memory, as the memory device uses it.
+struct Pages(GuestMemory);
+
+impl Backing for Pages {
+    fn discard(&self, start: GuestAddress, length: u64) -> io::Result<()> {
+        let region = self.0.find_region(start).ok_or(io::ErrorKind::InvalidInput)?;
+        region.discard(start.0 - region.start_addr().0, length)
     }
 }

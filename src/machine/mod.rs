@@ -7,6 +7,7 @@
 //! | `board.rs`, `devices.rs` | which device sits where; how they are made |
 //! | `states.rs` | the devices' states, saved and put back |
 //! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
+//! | `resize.rs` | giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
 //! | `waker.rs`, `greeting.rs` | telling the guest's agent that it woke; hearing from it that it is up |
 //! | `console.rs`, `forward.rs` | the serial console; TCP ports |
@@ -18,38 +19,45 @@ mod devices;
 mod forward;
 mod greeting;
 pub mod memory_file;
+mod resize;
 mod states;
 mod wake;
 mod waker;
 
-use std::io;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
+use vm_memory::GuestAddress;
 
+use crate::devices::cpus::CpuError;
 use crate::devices::virtio::gate::Gate;
+use crate::devices::virtio::memory::RequestError;
 use crate::devices::virtio::vsock;
 use crate::devices::virtio::worker::Worker;
-use crate::devices::{self as device_room, virtio};
+use crate::devices::{self as device_room, generation, virtio};
 use crate::disk;
 use crate::kvm::{self, Switch, Team, Vm};
-use crate::mem::{self, GuestMemory};
+use crate::mem::{self, GuestMemory, layout};
 use crate::spec::MachineSpec;
 use crate::{boot, snapshot};
 
 pub use crate::kvm::End;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
+pub use resize::Size;
 pub use states::{DeviceStates, Virtio};
 pub use wake::{Layer, Saved};
 pub use waker::Wakeup;
 
 use board::Board;
 use capture::Tracking;
-use devices::Devices;
+use devices::{Devices, Wires};
 use forward::Forwarder;
 use greeting::Greeting;
 
@@ -68,6 +76,48 @@ pub struct Files {
     pub cmdline: String,
     /// Where the console is logged.
     pub console_log: PathBuf,
+}
+
+/// What of a machine's size was settled at its boot, and stays until the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// vCPUs at the boot.
+    pub cpus: u32,
+    /// The most vCPUs.
+    pub max_cpus: u32,
+    /// RAM at the boot, in bytes. What is more than that was plugged in.
+    pub boot_memory: u64,
+    /// The most RAM, in bytes.
+    pub max_memory: u64,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [boot, max] = [self.boot_memory, self.max_memory].map(crate::spec::Size);
+        write!(f, "1 to {} vCPUs and {boot} to {max} of memory", self.max_cpus)
+    }
+}
+
+impl Shape {
+    /// The shape of a machine that boots.
+    pub fn of(spec: &MachineSpec) -> Shape {
+        Shape {
+            cpus: spec.cpus,
+            max_cpus: spec.max_cpus,
+            boot_memory: spec.memory.bytes(),
+            max_memory: spec.max_memory.bytes(),
+        }
+    }
+
+    /// Where its RAM lies, plugged in or not: addresses and lengths in bytes.
+    pub fn regions(&self) -> Vec<(GuestAddress, u64)> {
+        layout::all(self.boot_memory, self.max_memory)
+    }
+
+    /// Where the part lies that can be plugged in, if there is one.
+    pub fn pluggable(&self) -> Option<(GuestAddress, u64)> {
+        layout::pluggable(self.boot_memory, self.max_memory)
+    }
 }
 
 /// What a machine is doing.
@@ -133,18 +183,29 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A saved state of a machine that can grow, for one that cannot, or the other way round.
+    #[error("the saved state is that of a machine of another shape")]
+    Shape,
     /// The state of the machine cannot be written down.
     #[error("the machine's state cannot be saved: {0}")]
     State(#[from] snapshot::StateError),
-    /// A snapshot's memory.
-    #[error(transparent)]
-    Snapshot(#[from] snapshot::Error),
     /// A file of a snapshot under way.
     #[error(transparent)]
     File(#[from] crate::sys::files::Error),
-    /// Writing guest memory.
+    /// A vCPU that cannot be given or taken.
     #[error(transparent)]
-    MemoryFile(#[from] memory_file::Error),
+    Cpu(#[from] CpuError),
+    /// RAM that cannot be plugged in.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// More or less than the machine can have.
+    #[error("the machine can have {shape}, so it cannot have {wanted}")]
+    Envelope {
+        /// What was wanted.
+        wanted: Size,
+        /// What it can have.
+        shape: Shape,
+    },
     /// Whoever wanted the snapshot does not want it any more.
     #[error("the snapshot was cancelled")]
     Cancelled,
@@ -173,6 +234,7 @@ pub struct Machine {
     /// Owns the interrupt lines' and doorbells' way through KVM, which closes with it, and the slots' memory.
     vm: Vm,
     mem: GuestMemory,
+    shape: Shape,
     files: Files,
     /// Held while the machine is paused or resumed, so that two requests do not cross.
     pausing: Mutex<()>,
@@ -195,18 +257,20 @@ impl Machine {
         let log = &files.console_log;
         let console = Console::new(log).map_err(|source| Error::Console { path: log.clone(), source })?;
         let (mem, saved) = match origin {
-            Origin::Boot => (mem::allocate(spec.memory.bytes())?, None),
+            Origin::Boot => (mem::from_ranges(&Shape::of(spec).regions())?, None),
             Origin::Wake(saved) => (saved.memory.clone(), Some(saved)),
         };
-        let vm = Vm::new(mem.clone(), spec.cpus)?;
+        let shape = saved.as_ref().map_or_else(|| Shape::of(spec), |saved| saved.shape);
+        let vm = Vm::new(mem.clone(), shape.max_cpus)?;
         let switch = Switch::new();
 
-        let mut board = Board::new(&vm);
-        let states = saved.as_ref().map(|saved| saved.devices.clone()).unwrap_or_default();
-        let devices = Devices::new(states, &mut board, &mem, files, &console, &switch)?;
+        let mut board = Board::new(&vm, shape.max_cpus);
+        let states = saved.as_ref().map_or_else(|| DeviceStates::booted(&shape), |saved| saved.devices.clone());
+        let wires = Wires { mem: &mem, files, console: &console, switch: &switch, shape: &shape };
+        let devices = Devices::new(states, &mut board, &wires)?;
         let vcpus = match &saved {
             Some(saved) => vm.restore(&saved.vm, &saved.vcpus)?,
-            None => boot_vcpus(spec, files, &vm, &mem, &board)?,
+            None => boot_vcpus(&shape, files, &vm, &mem, &board)?,
         };
 
         let vsock = lock(&devices.vsock).device().handle();
@@ -216,9 +280,13 @@ impl Machine {
         let workers = devices.workers(&gate).map_err(Error::Host)?;
         let team = Team::new(vcpus, board.finish(), switch.clone())?;
         let tracking = match saved {
-            None => Tracking::default(),
+            None => {
+                generation::write(&mem, &random()?).map_err(Error::Host)?;
+                Tracking::default()
+            }
             Some(saved) => {
                 devices.kick_all();
+                generation::change(&mem, &random()?, &lock(&devices.power).events()).map_err(Error::Host)?;
                 Tracking::since(saved.base, &vm)?
             }
         };
@@ -234,6 +302,7 @@ impl Machine {
             console,
             vm,
             mem,
+            shape,
             files: files.clone(),
             pausing: Mutex::default(),
             tracking: Mutex::new(tracking),
@@ -316,9 +385,16 @@ impl Machine {
     }
 }
 
+/// A generation ID that nobody has had.
+fn random() -> Result<generation::Id, Error> {
+    let mut id = generation::Id::default();
+    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id)).map_err(Error::Host)?;
+    Ok(id)
+}
+
 /// Puts the kernel into memory and makes vCPUs that begin with it.
 fn boot_vcpus(
-    spec: &MachineSpec,
+    shape: &Shape,
     files: &Files,
     vm: &Vm,
     mem: &GuestMemory,
@@ -328,10 +404,11 @@ fn boot_vcpus(
         kernel: &files.kernel,
         initrd: files.initrd.as_deref(),
         command_line: &files.cmdline,
-        acpi: board.describe(spec.cpus),
+        memory: shape.boot_memory,
+        acpi: board.describe(shape.cpus),
     };
     let entry = boot::load(mem, &sources)?;
-    let vcpus = (0..spec.cpus).map(|id| vm.vcpu(id, spec.cpus)).collect::<Result<Vec<_>, _>>()?;
+    let vcpus = (0..shape.cpus).map(|id| vm.vcpu(id, shape.max_cpus)).collect::<Result<Vec<_>, _>>()?;
     vcpus.iter().try_for_each(|vcpu| vcpu.reset(entry))?;
     Ok(vcpus)
 }

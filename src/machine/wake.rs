@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::GuestAddress;
 
 use super::states::DeviceStates;
-use super::{Error, memory_file};
+use super::{Error, Shape, memory_file};
 use crate::kvm::{VcpuState, VmState};
 use crate::mem::GuestMemory;
 use crate::snapshot::memory::Index;
@@ -31,18 +31,13 @@ pub struct Saved {
     pub(super) devices: DeviceStates,
     pub(super) memory: GuestMemory,
     pub(super) base: Digest,
+    pub(super) shape: Shape,
 }
 
 impl Saved {
     /// Reads the state (the bytes of the file `path`) and maps the memory of the snapshot `base`, whose `layers`
-    /// begin with a full one, for a machine with RAM in `regions` (address and length in bytes).
-    pub fn new(
-        base: Digest,
-        path: &Path,
-        state: &[u8],
-        layers: &[Layer],
-        regions: &[(GuestAddress, u64)],
-    ) -> Result<Saved, Error> {
+    /// begin with a full one, of a machine of this shape.
+    pub fn new(base: Digest, path: &Path, state: &[u8], layers: &[Layer], shape: Shape) -> Result<Saved, Error> {
         let unsound = |why: String| Error::Unsound { path: path.into(), why };
         let mut state = MachineState::parse(state).map_err(|error| unsound(error.to_string()))?;
         let mut read = || {
@@ -53,15 +48,12 @@ impl Saved {
         };
         let (devices, vm, vcpus) = read().map_err(|error: crate::snapshot::StateError| unsound(error.to_string()))?;
         state.finish().map_err(|error| unsound(error.to_string()))?;
-        if vcpus.is_empty() {
-            return Err(unsound("it has no vCPUs".into()));
+        let ids: Vec<_> = vcpus.iter().map(VcpuState::id).collect();
+        let sorted = ids.windows(2).all(|pair| pair[0] < pair[1]);
+        if ids.first() != Some(&0) || !sorted || ids.last().is_some_and(|last| *last >= shape.max_cpus) {
+            return Err(unsound(format!("it has the vCPUs {ids:?}, of {} at most", shape.max_cpus)));
         }
-        Ok(Saved { vm, vcpus, devices, memory: map(layers, regions)?, base })
-    }
-
-    /// How many vCPUs it has.
-    pub fn cpus(&self) -> u32 {
-        self.vcpus.len() as u32
+        Ok(Saved { vm, vcpus, devices, memory: map(layers, &shape.regions())?, base, shape })
     }
 }
 
@@ -74,13 +66,20 @@ fn map(layers: &[Layer], regions: &[(GuestAddress, u64)]) -> Result<GuestMemory,
     let indices = layers.iter().map(|layer| {
         let index = Index::parse(&layer.index, &layer.index_path)?;
         // Checked before anything is allocated by their size.
-        match index.regions().iter().map(|region| (GuestAddress(region.start), region.length)).eq(regions.iter().copied()) {
+        match index
+            .regions()
+            .iter()
+            .map(|region| (GuestAddress(region.start), region.length))
+            .eq(regions.iter().copied())
+        {
             true => Ok(index),
-            false => Err(Error::Unsound { path: layer.index_path.clone(), why: "it is of a machine with other RAM".into() }),
+            false => {
+                Err(Error::Unsound { path: layer.index_path.clone(), why: "it is of a machine with other RAM".into() })
+            }
         }
     });
     let indices = indices.collect::<Result<Vec<_>, Error>>()?;
-    let open = |(layer, index)| Ok((index, File::open(&layer.memory).at("open", &layer.memory)?));
+    let open = |(layer, index): (&Layer, _)| Ok((index, File::open(&layer.memory).at("open", &layer.memory)?));
     let chain = layers.iter().zip(&indices).map(open).collect::<Result<Vec<_>, Error>>()?;
     memory_file::load(&chain)
 }

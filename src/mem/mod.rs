@@ -66,11 +66,6 @@ pub enum Error {
     },
 }
 
-/// Maps fresh RAM of `size` bytes where a cold boot wants it: see [`layout::ram`].
-pub fn allocate(size: u64) -> Result<GuestMemory, Error> {
-    from_ranges(&layout::ram(size))
-}
-
 /// Maps fresh RAM at the given guest addresses, with lengths in bytes.
 pub fn from_ranges(ranges: &[(GuestAddress, u64)]) -> Result<GuestMemory, Error> {
     let regions = ranges

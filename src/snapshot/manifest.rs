@@ -218,6 +218,8 @@ pub struct Machine {
     pub max_cpus: u32,
     /// The most RAM that it can wake with, in bytes.
     pub max_memory: u64,
+    /// RAM at its boot, in bytes: what is more was plugged in.
+    pub boot_memory: u64,
     /// The kernel's command line.
     #[serde(default)]
     pub cmdline: String,

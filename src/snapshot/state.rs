@@ -133,6 +133,19 @@ impl MachineState {
         }
     }
 
+    /// Takes the part of a kind out that may not be there.
+    pub fn take_optional<T: DeserializeOwned>(
+        &mut self,
+        kind: &'static str,
+        version: u32,
+    ) -> Result<Option<T>, StateError> {
+        let mut all = self.take_all(kind, version)?;
+        match all.len() {
+            0 | 1 => Ok(all.pop()),
+            found => Err(StateError::Count { kind, found, wanted: "at most 1" }),
+        }
+    }
+
     /// Whether everything was taken.
     pub fn finish(self) -> Result<(), StateError> {
         match self.parts.into_iter().next() {

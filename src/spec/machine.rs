@@ -2,13 +2,14 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Error, Name, Size};
+use super::{Error, MEMORY_STEP, Name, Size};
 
 /// Everything that must be known to start a machine, as kept in its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+// `remote` makes serde's derived functions our own, so that reading can be completed below.
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct MachineSpec {
     /// The machine's name.
     pub name: Name,
@@ -19,6 +20,13 @@ pub struct MachineSpec {
     pub cpus: u32,
     /// RAM at start.
     pub memory: Size,
+    /// vCPUs that it can ever have: with `max_memory` the envelope, which is fixed at the first boot. A file
+    /// of before there were envelopes has none, and reads as a machine that stays as it is.
+    #[serde(default)]
+    pub max_cpus: u32,
+    /// RAM that it can ever have. See `max_cpus`.
+    #[serde(default)]
+    pub max_memory: Size,
     /// Words added to the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -35,6 +43,8 @@ impl MachineSpec {
     pub const MAX_CPUS: u32 = 64;
     /// The smallest RAM in which the tiny guest's kernel still unpacks its initramfs.
     pub const MIN_MEMORY: Size = Size::mib(64);
+    /// The largest RAM: 16 TiB, so that no sum of addresses and sizes comes near an overflow.
+    pub const MAX_MEMORY: Size = Size(1 << 44);
 
     /// Checks that the fields make sense, alone and together.
     pub fn check(&self) -> Result<(), Error> {
@@ -43,15 +53,41 @@ impl MachineSpec {
         }
         if self.memory < Self::MIN_MEMORY
             || !self.memory.bytes().is_multiple_of(1 << 20)
-            || self.memory.bytes() > 1 << 44
+            || self.memory > Self::MAX_MEMORY
         {
             return Err(Error::Memory(self.memory));
+        }
+        if !(self.cpus..=Self::MAX_CPUS).contains(&self.max_cpus) {
+            return Err(Error::MaxCpus { cpus: self.cpus, max: self.max_cpus });
+        }
+        let more = self.max_memory.bytes().checked_sub(self.memory.bytes());
+        if self.max_memory > Self::MAX_MEMORY || !more.is_some_and(|more| more.is_multiple_of(MEMORY_STEP.bytes())) {
+            return Err(Error::MaxMemory { memory: self.memory, max: self.max_memory });
         }
         let mut taken = HashSet::new();
         match self.forwards.iter().find(|forward| !taken.insert(forward.host)) {
             Some(twice) => Err(Error::ForwardTwice(twice.host)),
             None => Ok(()),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MachineSpec, D::Error> {
+        let mut spec = MachineSpec::deserialize(deserializer)?;
+        if spec.max_cpus == 0 {
+            spec.max_cpus = spec.cpus;
+        }
+        if spec.max_memory == Size(0) {
+            spec.max_memory = spec.memory;
+        }
+        Ok(spec)
+    }
+}
+
+impl Serialize for MachineSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        MachineSpec::serialize(self, serializer)
     }
 }
 
@@ -92,6 +128,8 @@ mod tests {
             image: "sha256:00".into(),
             cpus: 1,
             memory: Size::mib(256),
+            max_cpus: 4,
+            max_memory: Size::mib(4096),
             append: String::new(),
             kernel: None,
             forwards: vec!["8080:80".parse().unwrap()],
@@ -107,6 +145,35 @@ mod tests {
         for memory in [Size(0), Size::mib(63), Size((256 << 20) + 1), Size(u64::MAX)] {
             assert_eq!(MachineSpec { memory, ..spec() }.check(), Err(Error::Memory(memory)));
         }
+    }
+
+    #[test]
+    fn an_envelope_holds_the_machine_and_grows_in_whole_steps() {
+        let still = MachineSpec { max_cpus: 1, max_memory: Size::mib(256), ..spec() };
+        assert_eq!(still.check(), Ok(()));
+        for max in [0, 65, u32::MAX] {
+            let narrow = MachineSpec { max_cpus: max, ..spec() };
+            assert_eq!(narrow.check(), Err(Error::MaxCpus { cpus: 1, max }));
+        }
+        let (memory, odd) = (Size::mib(256), Size::mib(257));
+        for max in [Size(0), Size::mib(254), odd, Size(memory.bytes() + 1), Size((1 << 44) + (2 << 20)), Size(u64::MAX)]
+        {
+            let narrow = MachineSpec { max_memory: max, ..spec() };
+            assert_eq!(narrow.check(), Err(Error::MaxMemory { memory, max }));
+        }
+        // What counts is the part that is plugged in later.
+        assert_eq!(MachineSpec { memory: odd, max_memory: Size::mib(259), ..spec() }.check(), Ok(()));
+    }
+
+    #[test]
+    fn files_of_before_there_were_envelopes_are_read() {
+        let old = r#"{"name":"anna","image":"sha256:00","cpus":3,"memory":268435456}"#;
+        let read: MachineSpec = serde_json::from_str(old).unwrap();
+        assert_eq!((read.max_cpus, read.max_memory), (3, Size::mib(256)));
+        assert_eq!(read.check(), Ok(()));
+        let again = serde_json::to_string(&spec()).unwrap();
+        assert_eq!(serde_json::from_str::<MachineSpec>(&again).unwrap(), spec());
+        assert!(serde_json::from_str::<MachineSpec>(&again.replace("max_cpus", "most_cpus")).is_err());
     }
 
     #[test]

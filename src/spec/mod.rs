@@ -1,10 +1,12 @@
 //! What a machine is, in words that are stored, sent and typed: plain data with the checks that need
 //! nothing but the data itself.
 
+mod envelope;
 mod machine;
 mod name;
 mod size;
 
+pub use envelope::{Flavor, MEMORY_BLOCK, MEMORY_STEP, default_max_cpus, default_max_memory};
 pub use machine::{Forward, MachineSpec};
 pub use name::Name;
 pub use size::Size;
@@ -27,6 +29,25 @@ pub enum Error {
     /// The size of RAM is out of range.
     #[error("{0} of memory cannot be had: choose a multiple of 1M, from {min} up", min = MachineSpec::MIN_MEMORY)]
     Memory(Size),
+    /// The envelope's vCPUs are fewer than the machine starts with, or too many.
+    #[error("{max} vCPUs at most cannot be had with {cpus} at start: choose --max-cpus from {cpus} to {limit}", limit = MachineSpec::MAX_CPUS)]
+    MaxCpus {
+        /// vCPUs at start.
+        cpus: u32,
+        /// vCPUs at most.
+        max: u32,
+    },
+    /// The envelope's RAM is less than the machine starts with, too much, or not more by whole steps.
+    #[error("{max} of memory at most cannot be had with {memory} at start: choose a --max-memory that is larger by a multiple of {step}, up to {limit}", step = MEMORY_STEP, limit = MachineSpec::MAX_MEMORY)]
+    MaxMemory {
+        /// RAM at start.
+        memory: Size,
+        /// RAM at most.
+        max: Size,
+    },
+    /// Not a flavor.
+    #[error("`{0}` is not a flavor: choose kitten, cat or tiger")]
+    Flavor(String),
     /// Two forwards use one port of the host.
     #[error("port {0} of the host is forwarded twice")]
     ForwardTwice(u16),

@@ -315,6 +315,8 @@ mod tests {
             image: String::new(),
             cpus: 1,
             memory: Size::mib(128),
+            max_cpus: 1,
+            max_memory: Size::mib(128),
             append: String::new(),
             kernel: None,
             forwards: Vec::new(),

@@ -68,6 +68,8 @@ impl House {
             image: String::new(),
             cpus: 1,
             memory: Size::mib(64),
+            max_cpus: 1,
+            max_memory: Size::mib(64),
             append: String::new(),
             kernel: Some(kernel_file),
             forwards: vec![Forward { host: free_port(), guest: 80 }],

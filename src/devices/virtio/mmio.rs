@@ -124,6 +124,16 @@ impl<D: VirtioDevice> Mmio<D> {
         }
     }
 
+    /// The device's configuration space reads differently from now on: tells the driver, if there is one
+    /// (section 2.3), and gives the configuration another generation (section 4.2.2.1), by which a driver
+    /// sees that it read half of the old and half of the new.
+    pub fn config_changed(&mut self) {
+        self.registers.config_generation = self.registers.config_generation.wrapping_add(1);
+        if self.registers.status & DRIVER_OK != 0 {
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
     /// The device behind the registers.
     pub fn device(&self) -> &D {
         &self.device

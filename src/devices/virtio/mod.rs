@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod gate;
+pub mod memory;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
@@ -71,6 +72,9 @@ pub enum Error {
         /// Sectors that there must be.
         wanted: u64,
     },
+    /// The memory device's registers.
+    #[error("the saved state of the memory device is not a possible one: {0}")]
+    Memory(&'static str),
     /// No doorbell could be made.
     #[error("no event descriptor for a queue's doorbell: {0}")]
     Doorbell(io::Error),

@@ -35,6 +35,8 @@ const MORE_MSRS: [std::ops::Range<u32>; 7] = [
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuState {
+    /// Its number.
+    id: u32,
     /// What CPUID tells.
     cpuid: Vec<Plain<kvm_cpuid_entry2>>,
     /// Running, halted, or waiting for INIT or SIPI.
@@ -74,7 +76,7 @@ impl Host {
 
 impl VcpuState {
     /// Reads the state of a vCPU that stands still and has no access to finish.
-    pub fn save(fd: &VcpuFd, host: &Host) -> Result<VcpuState, Error> {
+    pub fn save(id: u32, fd: &VcpuFd, host: &Host) -> Result<VcpuState, Error> {
         // First: reading it makes KVM take pending INIT and SIPI events in, which changes other registers.
         let mp_state = fd.get_mp_state().map_err(ioctl("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
@@ -89,6 +91,7 @@ impl VcpuState {
         // Last: the calls above may raise or take events.
         let events = fd.get_vcpu_events().map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
         Ok(VcpuState {
+            id,
             cpuid: cpuid.as_slice().iter().copied().map(Plain).collect(),
             mp_state: Plain(mp_state),
             regs: Plain(regs),
@@ -132,6 +135,11 @@ impl VcpuState {
             return Ok(());
         }
         fd.set_tsc_khz(self.tsc_khz).map_err(ioctl("KVM_SET_TSC_KHZ (the time stamp counter has another rate here)"))
+    }
+
+    /// The vCPU's number.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// The value of the time stamp counter.
