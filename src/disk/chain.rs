@@ -23,6 +23,7 @@ use crate::sys::lock;
 
 /// The longest chain. Every layer costs a descriptor and some memory for tables.
 const MAX_LAYERS: usize = 64;
+const TOO_MANY: &str = "more than 64 files back each other";
 
 /// What a disk is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +44,55 @@ pub fn open(path: &Path, format: Format, access: Access, root: &Path) -> Result<
     if !lock::try_lock_open(&file, writable).at("lock", &path)? {
         return Err(Error::InUse(path));
     }
-    let mut layers = Layers { root, seen: Vec::new() };
+    let mut layers = Layers { root, seen: Vec::new(), depth: Depth::All };
     let (top, freed) = layers.open(&path, file, format, writable)?;
     Ok(Box::new(Image::new(top, freed)))
+}
+
+/// The files of the chain that begins at `path`, the top one first, as their headers name them. The same rules
+/// hold as for [`open`], which reads them.
+pub fn layers(path: &Path, format: Format, root: &Path) -> Result<Vec<(PathBuf, Format)>, Error> {
+    let layers = Layers { root: fs::canonicalize(root).at("find", root)?, seen: Vec::new(), depth: Depth::All };
+    let mut found: Vec<(PathBuf, Format)> = Vec::new();
+    let mut next = Some((fs::canonicalize(path).at("find", path)?, format));
+    while let Some((path, format)) = next {
+        if found.iter().any(|(seen, _)| *seen == path) {
+            return Err(Error::refused(&path, "it is backed by itself"));
+        }
+        if found.len() == MAX_LAYERS {
+            return Err(Error::refused(&path, TOO_MANY));
+        }
+        let backing = match format {
+            Format::Raw => None,
+            Format::Qcow2 => Header::of(&plain_file(&path, false)?, &path)?.backing,
+        };
+        let below = backing.map(|(name, format)| Ok::<_, Error>((layers.resolve(&path, &name)?, format)));
+        found.push((path, format));
+        next = below.transpose()?;
+    }
+    Ok(found)
+}
+
+/// Opens a file of the store to read it, without a lock: nobody writes to what is in a snapshot, and whoever
+/// wrote to it before it was sealed may still hold it.
+pub(super) fn open_sealed(
+    path: &Path,
+    format: Format,
+    depth: Depth,
+    root: &Path,
+) -> Result<FormatAccess<Fenced>, Error> {
+    let root = fs::canonicalize(root).at("find", root)?;
+    let mut layers = Layers { root, seen: Vec::new(), depth };
+    Ok(layers.open(path, plain_file(path, false)?, format, false)?.0)
+}
+
+/// How much of a chain is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// All of it.
+    All,
+    /// The top file alone: what lies below reads as zeros.
+    Top,
 }
 
 /// An opened layer with everything below it, and the clusters of its file that wait to be given back.
@@ -56,6 +103,7 @@ struct Layers {
     root: PathBuf,
     /// The files that it has so far, as device and inode.
     seen: Vec<(u64, u64)>,
+    depth: Depth,
 }
 
 impl Layers {
@@ -66,7 +114,7 @@ impl Layers {
             return Err(Error::refused(path, "it is backed by itself"));
         }
         if self.seen.len() == MAX_LAYERS {
-            return Err(Error::refused(path, format!("more than {MAX_LAYERS} files back each other")));
+            return Err(Error::refused(path, TOO_MANY));
         }
         self.seen.push(identity);
         match format {
@@ -93,7 +141,7 @@ impl Layers {
             Qcow2::<Fenced>::open_image(storage, writable).map_err(|error| Error::refused(path, error.to_string()))?;
         // Nothing is opened because a file says so: what it may name was checked, and is opened here.
         qcow2.set_data_file(None);
-        let backing = match header.backing {
+        let backing = match header.backing.filter(|_| self.depth == Depth::All) {
             None => None,
             Some((name, format)) => {
                 let below = self.resolve(path, &name)?;

@@ -31,6 +31,8 @@ const PER_BLOCK: u64 = CLUSTER / 2;
 pub(super) const REFCOUNT_ORDER: u32 = 4;
 /// Of an L1 or L2 entry: the cluster is used once, so it may be written in place.
 const COPIED: u64 = 1 << 63;
+/// Of an L2 entry: the cluster reads as zeros, whatever lies below.
+const ZERO: u64 = 1 << 0;
 
 /// Makes a disk of `size` bytes that reads as the file `backing`, a path relative to the new file, until it
 /// is written to. Fails when `path` exists. What was made is synced; its name in the folder is not.
@@ -148,7 +150,7 @@ impl Layout {
 }
 
 /// Fills a new file from front to back.
-struct Writer {
+pub(super) struct Writer {
     file: File,
     layout: Layout,
     /// Where the next data cluster goes.
@@ -156,7 +158,8 @@ struct Writer {
 }
 
 impl Writer {
-    fn create(path: &Path, size: u64, backing: Option<(&str, Format)>) -> Result<Writer, Error> {
+    /// Makes the file, which must not be there, with tables that lead nowhere yet.
+    pub(super) fn create(path: &Path, size: u64, backing: Option<(&str, Format)>) -> Result<Writer, Error> {
         if size == 0 || size > MAX_SIZE || !size.is_multiple_of(512) {
             return Err(Error::refused(path, format!("a size of {size} is not a multiple of 512 up to {MAX_SIZE}")));
         }
@@ -219,17 +222,25 @@ impl Writer {
     }
 
     /// Adds the cluster of data that the guest sees at `guest_offset`.
-    fn append(&mut self, guest_offset: u64, cluster: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&mut self, guest_offset: u64, cluster: &[u8]) -> io::Result<()> {
         self.file.write_all_at(cluster, self.end)?;
-        // The L2 tables lie one after the other, so together they are one long array.
-        let entry = self.layout.l2_at() + guest_offset / CLUSTER * 8;
-        self.file.write_all_at(&(COPIED | self.end).to_be_bytes(), entry)?;
+        self.enter(guest_offset, COPIED | self.end)?;
         self.end += CLUSTER;
         Ok(())
     }
 
+    /// Lets the cluster that the guest sees at `guest_offset` read as zeros, also where there is a backing file.
+    pub(super) fn append_zeros(&mut self, guest_offset: u64) -> io::Result<()> {
+        self.enter(guest_offset, ZERO)
+    }
+
+    fn enter(&mut self, guest_offset: u64, entry: u64) -> io::Result<()> {
+        // The L2 tables lie one after the other, so together they are one long array.
+        self.file.write_all_at(&entry.to_be_bytes(), self.layout.l2_at() + guest_offset / CLUSTER * 8)
+    }
+
     /// Counts the clusters and syncs the file.
-    fn finish(self, path: &Path) -> Result<(), Error> {
+    pub(super) fn finish(self, path: &Path) -> Result<(), Error> {
         // The refcount blocks, too, are one long array, and every cluster up to the end is used once.
         let counts = [0, 1].repeat((self.end / CLUSTER) as usize);
         let written = self.file.write_all_at(&counts, self.layout.refcount_blocks_at());

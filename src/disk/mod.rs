@@ -6,7 +6,10 @@
 //! [`layout`] makes new files.
 
 mod chain;
+mod clusters;
+mod compare;
 mod fenced;
+mod fold;
 mod freed;
 mod header;
 mod image;
@@ -20,7 +23,9 @@ use std::path::{Path, PathBuf};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 
-pub use chain::{Access, open};
+pub use chain::{Access, layers, open};
+pub use compare::{Changes, compare};
+pub use fold::fold;
 pub use header::Header;
 pub use layout::{create_from_raw, create_overlay};
 

@@ -5,7 +5,7 @@
 
 mod crash;
 mod hostile;
-mod model;
+pub(super) mod model;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
