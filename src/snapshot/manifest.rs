@@ -95,6 +95,9 @@ pub struct Manifest {
     /// Disks that lived in memory: that they were there, and nothing of what was on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ephemeral: Vec<Ephemeral>,
+    /// What the memory file holds, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryInfo>,
     /// The machine's shape; a base image has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
@@ -117,6 +120,9 @@ pub enum Role {
     State,
     /// Guest memory.
     Memory,
+    /// Where in guest memory the pieces of the memory file belong.
+    #[serde(rename = "memory-index")]
+    MemoryIndex,
 }
 
 /// A file of a snapshot.
@@ -169,6 +175,16 @@ pub struct Backing {
     pub file: String,
 }
 
+/// What a snapshot's memory file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryInfo {
+    /// The snapshot to whose memory this is a difference; none when it is all of the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Digest>,
+    /// Bytes of memory that the file holds itself: neither zeros nor the parent's.
+    pub bytes: u64,
+}
+
 /// An ephemeral disk that the machine had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ephemeral {
@@ -176,6 +192,16 @@ pub struct Ephemeral {
     pub device: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+/// What a snapshot needs another one for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// A disk of it lies over one of the other's.
+    Disk,
+    /// Its memory is a difference to the other's.
+    Memory,
 }
 
 /// The shape of the machine.
@@ -194,6 +220,18 @@ pub struct Machine {
     pub cmdline: String,
 }
 
+impl Kind {
+    /// The kind in one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Live => "live",
+            Kind::Crash => "crash",
+            Kind::Quiesced => "quiesced",
+            Kind::Clean => "clean",
+        }
+    }
+}
+
 impl Manifest {
     /// The format that this version writes, and the highest that it reads.
     pub const FORMAT: u32 = 1;
@@ -210,6 +248,7 @@ impl Manifest {
             files: Vec::new(),
             disks: Vec::new(),
             ephemeral: Vec::new(),
+            memory: None,
             machine: None,
             host: serde_json::Map::new(),
         }
@@ -281,7 +320,29 @@ impl Manifest {
                 return Err(format!("the disk {} has no file {}", disk.device, disk.file.escape_default()));
             }
         }
-        self.ephemeral.iter().try_for_each(|disk| check_name(&disk.device))
+        self.ephemeral.iter().try_for_each(|disk| check_name(&disk.device))?;
+        self.memory.as_ref().map_or(Ok(()), |memory| self.check_memory(memory))
+    }
+
+    fn check_memory(&self, memory: &MemoryInfo) -> Result<(), String> {
+        let Some(file) = self.file(Role::Memory).filter(|_| self.kind == Kind::Live) else {
+            return Err("memory without a memory file, or in a snapshot that is not live".into());
+        };
+        if memory.parent.is_some() && self.file(Role::MemoryIndex).is_none() {
+            return Err("a difference of memory without an index".into());
+        }
+        if memory.bytes > file.size {
+            return Err(format!("{} bytes of memory in a file of {}", memory.bytes, file.size));
+        }
+        Ok(())
+    }
+
+    /// The snapshots without which this one cannot be used, and for what. The parent, which is only its origin,
+    /// is none of them for that reason alone.
+    pub fn needs(&self) -> impl Iterator<Item = (Digest, Need)> + '_ {
+        let disks = self.disks.iter().filter_map(|disk| disk.backing.as_ref());
+        let memory = self.memory.as_ref().and_then(|memory| memory.parent);
+        disks.map(|backing| (backing.snapshot, Need::Disk)).chain(memory.map(|parent| (parent, Need::Memory)))
     }
 }
 
@@ -365,6 +426,29 @@ mod tests {
             change(&mut changed);
             let text = serde_json::to_string(&changed).unwrap();
             assert!(matches!(parse(&text), Err(Error::Unsound { .. })), "{changed:?}");
+        }
+        let live = || {
+            let mut live = manifest();
+            let file = |name: &str, role| File { name: name.into(), role, ..live.files[0].clone() };
+            let files = [file("memory", Role::Memory), file("memory.index", Role::MemoryIndex)];
+            live.files.extend(files);
+            live.memory = Some(MemoryInfo { parent: Some(Digest::of(b"")), bytes: 1 });
+            Manifest { kind: Kind::Live, ..live }
+        };
+        let text = String::from_utf8(live().to_bytes().unwrap()).unwrap();
+        assert!(text.contains("\"memory-index\""), "{text}");
+        assert_eq!(parse(&text).unwrap().needs().collect::<Vec<_>>(), [(Digest::of(b""), Need::Memory)]);
+        let bad: [fn(&mut Manifest); 5] = [
+            |m| m.kind = Kind::Crash,
+            |m| m.memory.as_mut().unwrap().bytes = 2,
+            |m| m.files[2].role = Role::State,
+            |m| m.files[3].role = Role::State,
+            |m| m.files[3].role = Role::Memory,
+        ];
+        for change in bad {
+            let mut changed = live();
+            change(&mut changed);
+            assert!(changed.to_bytes().is_err(), "{changed:?}");
         }
         for text in ["", "{}", "[]", "{\"format\": 1}", "{\"format\": -1}", &"[".repeat(100_000)] {
             assert!(matches!(parse(text), Err(Error::Json { .. })));

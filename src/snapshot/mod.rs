@@ -7,4 +7,6 @@ mod digest;
 mod manifest;
 
 pub use digest::Digest;
-pub use manifest::{Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, Role, describe};
+pub use manifest::{
+    Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, MemoryInfo, Need, Role, describe,
+};

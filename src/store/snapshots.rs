@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Staging, Store};
 use crate::snapshot::{Digest, MANIFEST, Manifest, Role};
-use crate::sys::files::{At, make_read_only, names_in, sync_dir};
+use crate::sys::files::{At, make_read_only, names_in};
 
 /// A snapshot that is in the store.
 #[derive(Clone, Debug)]
@@ -37,9 +37,18 @@ pub struct Listed {
     pub snapshot: Result<Snapshot, Error>,
 }
 
+impl Listed {
+    /// What a person calls it: its first name, or the beginning of its digest when it has none.
+    pub fn name(&self) -> String {
+        self.names.first().cloned().unwrap_or_else(|| self.digest.short())
+    }
+}
+
 impl Store {
     /// Puts a snapshot into the store whose files lie in `staging`, just as `manifest` lists them, and gives
     /// it a name. It appears whole or not at all. One that is there already is taken as it is.
+    ///
+    /// Refused when a snapshot that it needs is not there any more.
     ///
     /// The manifest's digests are believed: whoever made the files has just computed them, and whoever got
     /// them from elsewhere has checked them.
@@ -56,6 +65,8 @@ impl Store {
             make_read_only(&staging.dir().join(file))?;
         }
         let snapshot = Snapshot { digest, dir, manifest: manifest.clone() };
+        let _beside = self.beside_others()?;
+        self.check_needs(manifest)?;
         match staging.publish(&snapshot.dir) {
             Ok(()) => self.check_lengths(&snapshot)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace_damaged(&snapshot, &staging)?,
@@ -88,18 +99,6 @@ impl Store {
         })
     }
 
-    /// Removes a snapshot with its files, also one whose files cannot be read, and every name it has. Whether
-    /// anything depends on it is for the caller to know.
-    pub fn remove_snapshot(&self, digest: &Digest) -> Result<(), Error> {
-        for (name, _) in self.names()?.iter().filter(|(_, named)| named == digest) {
-            self.remove_name(name)?;
-        }
-        // It disappears at once and as a whole; what follows may take its time or be swept later.
-        let (dir, away) = (self.snapshot_dir(digest), self.stage()?);
-        fs::rename(&dir, away.dir().join("removed")).at("remove", &dir)?;
-        Ok(sync_dir(&self.folder("snapshots"))?)
-    }
-
     /// All snapshots, in the order of their digests.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         let names = self.names()?;
@@ -115,7 +114,7 @@ impl Store {
         Ok(names.iter().filter_map(|name| format!("{}{name}", Digest::PREFIX).parse().ok()).collect())
     }
 
-    fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
+    pub(super) fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
         let dir = self.snapshot_dir(digest);
         let (manifest, found) = Manifest::read(&dir)?;
         if found != *digest {
@@ -124,7 +123,7 @@ impl Store {
         Ok(Snapshot { digest: *digest, dir, manifest })
     }
 
-    fn snapshot_dir(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn snapshot_dir(&self, digest: &Digest) -> PathBuf {
         self.folder("snapshots").join(digest.hex())
     }
 }
