@@ -17,6 +17,7 @@ mod ps;
 mod record;
 mod rm;
 mod run;
+mod snapshot;
 mod start;
 mod stop;
 mod ui;
@@ -66,6 +67,9 @@ Inside a machine:
   console     Join the guest's serial console
   logs        Show what a machine's console has shown
 
+Snapshots:
+  snapshot    List, show, compare, check and remove snapshots
+
 This host:
   image       Make, list and remove base images
   doctor      Find out whether this host can run machines, and what to do if not
@@ -95,6 +99,7 @@ enum Verb {
     Exec(exec::Args),
     Console(console::Args),
     Logs(logs::Args),
+    Snapshot(snapshot::Args),
     Image(image::Args),
     Doctor(doctor::Args),
     Completion(completion::Args),
@@ -120,6 +125,7 @@ pub fn main() -> ExitCode {
         Verb::Exec(args) => exec::run(args),
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
+        Verb::Snapshot(args) => snapshot::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completion(args) => completion::run(args),
@@ -160,7 +166,12 @@ mod tests {
         for verb in &verbs {
             let line = format!("\n  {:10}  {}\n", verb.get_name(), verb.get_about().unwrap());
             assert!(GROUPS.contains(&line), "{line}");
-            assert!(verb.get_after_help().is_some_and(|text| text.to_string().contains("Examples")), "{line}");
+            let nested = verb.get_subcommands().filter(|verb| !verb.is_hide_set());
+            for verb in [*verb].into_iter().chain(nested) {
+                let help = verb.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+                assert!(help.contains("Examples:\n"), "{}", verb.get_name());
+                assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            }
         }
         let listed = GROUPS.split("Begin with").next().unwrap().lines().filter(|line| line.starts_with("  "));
         assert_eq!(listed.count(), verbs.len());
@@ -175,6 +186,9 @@ mod tests {
             "catnap exec -it anna -- sh",
             "catnap stop -f a b c",
             "catnap logs -f -n 5 anna",
+            "catnap snapshot ls anna -q",
+            "catnap snapshot rm --merge anna@a kitten sha256:0123",
+            "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -189,6 +203,14 @@ mod tests {
             "catnap exec -e X anna -- sh",
             "catnap completion tcsh",
             "catnap ps --json --quiet",
+            "catnap snapshot",
+            "catnap snapshot rm",
+            "catnap snapshot diff a@b",
+            "catnap snapshot ls ../etc",
+            "catnap snapshot verify --all anna@a",
+            "catnap snapshot prune --keep -1",
+            "catnap snapshot prune --older-than 7",
+            "catnap snapshot prune --images --machine anna",
         ] {
             assert_eq!(parse(bad), Err(2), "{bad}");
         }

@@ -42,6 +42,13 @@ impl Listed {
     pub fn name(&self) -> String {
         self.names.first().cloned().unwrap_or_else(|| self.digest.short())
     }
+
+    /// Whether it is a base image: it was made of no machine, and has no name of the kind `machine@tag`. What
+    /// cannot be read is told by its names alone.
+    pub fn is_image(&self) -> bool {
+        let of_none = self.snapshot.as_ref().map_or(!self.names.is_empty(), |s| s.manifest.machine.is_none());
+        of_none && !self.names.iter().any(|name| name.contains('@'))
+    }
 }
 
 impl Store {

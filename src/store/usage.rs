@@ -13,9 +13,7 @@ use serde::Serialize;
 use super::{Error, Store};
 use crate::snapshot::Digest;
 use crate::sys::files::{At, names_in};
-
-/// The unit of `st_blocks`, in bytes, whatever the filesystem's own blocks are (stat(2)).
-const BLOCK: u64 = 512;
+use crate::sys::space;
 
 /// The space that the snapshots of a store take, as found at one moment.
 #[derive(Debug, Default)]
@@ -60,7 +58,7 @@ impl Store {
                     other => other.at("find", &path)?,
                 };
                 let file = usage.files.entry((metadata.dev(), metadata.ino())).or_insert_with(|| File {
-                    bytes: metadata.blocks().saturating_mul(BLOCK),
+                    bytes: space::taken(&metadata),
                     links: metadata.nlink(),
                     holders: Vec::new(),
                 });
@@ -111,7 +109,7 @@ mod tests {
         let (dir, store) = store();
         let one = Made::new(Kind::Crash, "anna@one").file("big", &[7; 100_000]).publish(&store);
         let two = Made::new(Kind::Crash, "anna@two").link(&one, "big").file("small", &[1; 5000]).publish(&store);
-        let blocks = |path: &std::path::Path| fs::metadata(path).unwrap().blocks() * BLOCK;
+        let blocks = |path: &std::path::Path| space::taken(&fs::metadata(path).unwrap());
         let big = blocks(&one.dir.join("big"));
         let own = |snapshot: &crate::store::Snapshot| blocks(&snapshot.dir.join(MANIFEST));
         assert!(big >= 100_000);

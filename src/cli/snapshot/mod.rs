@@ -1,0 +1,57 @@
+//! `catnap snapshot`: what is done with snapshots that are in the store.
+
+mod diff;
+mod inspect;
+mod ls;
+mod prune;
+pub mod rm;
+mod tree;
+mod verify;
+mod view;
+
+use super::Outcome;
+
+/// List, show, compare, check and remove snapshots
+#[derive(clap::Args)]
+#[command(after_help = "\
+A snapshot is named MACHINE@TAG, or by its digest: `sha256:` and as many digits as tell it from others. A base \
+image, such as kitten, is a snapshot too. What a snapshot needs is never removed before it: its base's disks, and \
+the memory that its own is a difference to.
+
+Examples:
+  catnap snapshot ls
+  catnap snapshot tree anna
+  catnap snapshot diff anna@monday anna@tuesday
+  catnap snapshot verify
+  catnap snapshot rm anna@monday
+  catnap snapshot prune --older-than 7d --keep 3 --dry-run
+
+`catnap snapshot VERB --help` explains each.")]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    Ls(ls::Args),
+    Tree(tree::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
+    Verify(verify::Args),
+    Rm(rm::Args),
+    Prune(prune::Args),
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Outcome {
+    match args.verb {
+        Verb::Ls(args) => ls::run(args),
+        Verb::Tree(args) => tree::run(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Diff(args) => diff::run(args),
+        Verb::Verify(args) => verify::run(args),
+        Verb::Rm(args) => rm::run(args),
+        Verb::Prune(args) => prune::run(args),
+    }
+}
