@@ -20,6 +20,7 @@ impl From<store::Error> for Failure {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
             }
             store::Error::Running(name) => is(Code::Refused).hint(format!("catnap stop {name}")),
+            store::Error::DiskTooSmall { .. } => is(Code::Usage).hint("a larger --disk-size"),
             store::Error::Manifest(snapshot::Error::Later { .. }) => is(Code::Refused).hint("a later catnap"),
             store::Error::Damaged { .. } | store::Error::Manifest(_) => is(Code::Verify)
                 .hint("catnap snapshot verify, which finds all that is damaged; catnap image build makes kitten anew"),

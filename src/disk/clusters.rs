@@ -4,7 +4,7 @@ use std::path::Path;
 
 use imago::{FormatAccess, ShallowMapping};
 
-use super::chain::{Depth, open_sealed};
+use super::chain::open_sealed_alone;
 use super::fenced::Fenced;
 use super::header::MAX_SIZE;
 use super::layout::CLUSTER;
@@ -42,8 +42,8 @@ impl Clusters {
     }
 
     /// Adds what the file at `path` itself holds, data or zeros, whatever it lies over. Gives its size.
-    pub(super) fn add_layer(&mut self, path: &Path, format: Format, root: &Path) -> Result<u64, Error> {
-        let layer = open_sealed(path, format, Depth::Top, root)?;
+    pub(super) fn add_layer(&mut self, path: &Path, format: Format) -> Result<u64, Error> {
+        let layer = open_sealed_alone(path, format)?;
         let (mut at, size) = (0, layer.size());
         while at < size {
             let (mapping, length) = layer.get_shallow_mapping(at, size - at).at("read", path)?;

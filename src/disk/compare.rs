@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::chain::{Depth, layers, open_sealed};
+use super::chain::{chain_files, open_sealed};
 use super::clusters::{Clusters, read_cluster};
 use super::layout::CLUSTER;
 use super::{Error, Format};
@@ -35,13 +35,13 @@ pub fn compare(
     let (ours, theirs) = (identified(one, root)?, identified(other, root)?);
     let common = ours.iter().rev().zip(theirs.iter().rev()).take_while(|(a, b)| a.identity == b.identity).count();
     let alone = [&ours[..ours.len() - common], &theirs[..theirs.len() - common]].concat();
-    let [a, b] = [one, other].map(|(path, format)| open_sealed(path, format, Depth::All, root));
+    let [a, b] = [one, other].map(|(path, format)| open_sealed(path, format, root));
     let (a, b) = (a?, b?);
 
     let mut candidates = Clusters::of(a.size().max(b.size()));
     candidates.add(a.size().min(b.size()), a.size().max(b.size()));
     for layer in alone {
-        candidates.add_layer(&layer.path, layer.format, root)?;
+        candidates.add_layer(&layer.path, layer.format)?;
     }
     let mut changes = Changes { written: candidates.count(), ..Changes::default() };
     let mut clusters = [vec![0; CLUSTER as usize], vec![0; CLUSTER as usize]];
@@ -72,7 +72,7 @@ fn identified((path, format): (&Path, Format), root: &Path) -> Result<Vec<Layer>
         let metadata = fs::metadata(&path).at("find", &path)?;
         Ok(Layer { identity: (metadata.dev(), metadata.ino()), path, format })
     };
-    layers(path, format, root)?.into_iter().map(identify).collect()
+    chain_files(path, format, root)?.into_iter().map(identify).collect()
 }
 
 #[cfg(test)]

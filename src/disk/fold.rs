@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::chain::{Depth, open_sealed};
+use super::chain::open_sealed;
 use super::clusters::{Clusters, read_cluster};
 use super::layout::{CLUSTER, Writer};
 use super::{Error, Format};
@@ -20,12 +20,12 @@ pub fn fold(
     let Some(((top, format), below)) = layers.split_first() else {
         return Err(Error::refused(into, "it would be made of no layers"));
     };
-    let chain = open_sealed(top, *format, Depth::All, root)?;
+    let chain = open_sealed(top, *format, root)?;
     let size = chain.size();
     let mut held = Clusters::of(size);
-    held.add_layer(top, *format, root)?;
+    held.add_layer(top, *format)?;
     for (path, format) in below {
-        let end = held.add_layer(path, *format, root)?;
+        let end = held.add_layer(path, *format)?;
         // Behind the end of a shorter layer there are zeros, whatever lies below it.
         held.add(end, size);
     }
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
     use crate::disk::tests::model::{Model, Random, SIZE};
-    use crate::disk::{Access, create_from_raw, create_overlay, layers, open};
+    use crate::disk::{Access, chain_files, create_from_raw, create_overlay, open};
 
     /// A chain of a base and three layers with a model of what is in it; the paths, the top one first.
     fn chain(dir: &Path) -> (Vec<(PathBuf, Format)>, Model) {
@@ -67,7 +67,7 @@ mod tests {
             }
             disk.flush().unwrap();
         }
-        (layers(&dir.join("l3"), Format::Qcow2, dir).unwrap(), model)
+        (chain_files(&dir.join("l3"), Format::Qcow2, dir).unwrap(), model)
     }
 
     #[test]
@@ -80,7 +80,7 @@ mod tests {
             let into = dir.path().join(format!("fold{count}"));
             let backing = below.as_deref().map(|name| (name, Format::Qcow2));
             fold(&chain[..count], &into, backing, dir.path()).unwrap();
-            let found = layers(&into, Format::Qcow2, dir.path()).unwrap();
+            let found = chain_files(&into, Format::Qcow2, dir.path()).unwrap();
             assert_eq!(found[1..], chain[count..]);
             // It is a file of ours: it can be written to.
             model.compare(&mut *open(&into, Format::Qcow2, Access::ReadWrite, dir.path()).unwrap());
@@ -103,11 +103,11 @@ mod tests {
         for (name, below, clusters) in [("l1", "l0", 2), ("l2", "l1", 4)] {
             create_overlay(&dir.path().join(name), below, Format::Qcow2, clusters * CLUSTER).unwrap();
         }
-        let chain = layers(&dir.path().join("l2"), Format::Qcow2, dir.path()).unwrap();
+        let chain = chain_files(&dir.path().join("l2"), Format::Qcow2, dir.path()).unwrap();
         let into = dir.path().join("fold");
         fold(&chain[..2], &into, Some(("l0", Format::Qcow2)), dir.path()).unwrap();
         let all = |path: &Path| {
-            let disk = open_sealed(path, Format::Qcow2, Depth::All, dir.path()).unwrap();
+            let disk = open_sealed(path, Format::Qcow2, dir.path()).unwrap();
             let mut bytes = vec![1; 4 * CLUSTER as usize];
             disk.read(&mut bytes[..], 0).unwrap();
             bytes

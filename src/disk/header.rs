@@ -3,6 +3,7 @@
 //! Numbers of this module are those of QEMU's `docs/interop/qcow2.txt`. All fields are big endian.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -147,8 +148,23 @@ fn backing(cluster: &[u8]) -> Result<Option<(String, Format)>, String> {
     Ok(Some((name, format.ok_or("it does not say its backing file's format")?)))
 }
 
+/// Puts another backing file's name, of the same format, into the first bytes of a file that Catnap made. The name
+/// is the last that a header of ours has.
+pub(super) fn rename_backing(header: &mut [u8], old: &str, new: &str) -> io::Result<()> {
+    let start = u64_at(header, 8) as usize;
+    let same = header.get(start..).and_then(|rest| rest.strip_prefix(old.as_bytes()));
+    if u32_at(header, 16) as usize != old.len() || !same.is_some_and(|rest| rest.iter().all(|byte| *byte == 0)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("its backing file is not {old}")));
+    }
+    header[start..].fill(0);
+    let place = header.get_mut(start..start + new.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    place.copy_from_slice(new.as_bytes());
+    header[16..20].copy_from_slice(&(new.len() as u32).to_be_bytes());
+    Ok(())
+}
+
 /// Reads from the start of the file until `into` is full or the file ends.
-fn read_up_to(file: &File, into: &mut [u8]) -> std::io::Result<usize> {
+fn read_up_to(file: &File, into: &mut [u8]) -> io::Result<usize> {
     let mut there = 0;
     while there < into.len() {
         match file.read_at(&mut into[there..], there as u64)? {

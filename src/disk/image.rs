@@ -1,15 +1,29 @@
 //! A chain of files, opened by imago, as a [`Disk`].
+//!
+//! Invariants: the top is nobody else's, and is the only file that is written to by the guest. Layers that were
+//! the top before, and whose tables are partly in memory still, are `unsealed`; a flush takes them first, for what
+//! the guest wrote before a swap has to be as durable as what it wrote after.
+//!
+//! ```text
+//!               swap                          seal
+//! top: A  ────────────►  top: B, unsealed: A  ────►  top: B, and A never changes again
+//! ```
 
+use std::any::Any;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{FormatAccess, ShallowMapping};
 
+use super::chain::{Layer, Overlay};
 use super::fenced::Fenced;
-use super::freed::Freed;
+use super::flatten::Flattened;
 use super::layout::CLUSTER;
-use super::{Buffer, Disk};
+use super::swap::Prepared;
+use super::{Buffer, Disk, Error};
+use crate::sys::files::At;
 
 /// The most pieces that preadv(2) and pwritev(2) take at once (`IOV_MAX`).
 const MAX_PIECES: usize = 1024;
@@ -19,10 +33,10 @@ const MAX_RANGES: usize = 4096;
 
 /// An opened chain.
 pub(super) struct Image {
-    top: FormatAccess<Fenced>,
+    top: Layer,
     len: u64,
-    /// Clusters of the top file that wait to be given back.
-    freed: Arc<Freed>,
+    /// Lowest first. More than one when a layer could not be sealed.
+    unsealed: Vec<Layer>,
 }
 
 /// Where a piece of the disk lies in the top file.
@@ -34,8 +48,8 @@ struct Piece {
 
 impl Image {
     /// A raw file's last sector, if it is not whole, is out of the guest's reach.
-    pub(super) fn new(top: FormatAccess<Fenced>, freed: Arc<Freed>) -> Image {
-        Image { len: top.size() / 512 * 512, top, freed }
+    pub(super) fn new(top: Layer) -> Image {
+        Image { len: top.access.size() / 512 * 512, top, unsealed: Vec::new() }
     }
 
     /// Lets imago discard something, and finds out which clusters became free by it. `discard` must not write
@@ -47,12 +61,12 @@ impl Image {
         discard: impl FnOnce(&mut FormatAccess<Fenced>) -> io::Result<()>,
     ) -> io::Result<()> {
         let before = self.pieces(offset, length)?;
-        discard(&mut self.top)?;
+        discard(alone(&mut self.top.access)?)?;
         for piece in before {
             // Only what reads as zeros now, all of it, is really gone from the table.
-            let (now, length) = self.top.get_shallow_mapping(piece.guest, piece.length)?;
+            let (now, length) = self.top.access.get_shallow_mapping(piece.guest, piece.length)?;
             if matches!(now, ShallowMapping::Zero { .. }) && length == piece.length {
-                self.freed.add(piece.host..piece.host + piece.length);
+                self.top.fence.freed().add(piece.host..piece.host + piece.length);
             }
         }
         Ok(())
@@ -63,7 +77,7 @@ impl Image {
         let mut pieces = Vec::new();
         let (mut at, end) = whole_clusters(offset, length);
         while at < end && pieces.len() < MAX_RANGES {
-            let (mapping, length) = self.top.get_shallow_mapping(at, end - at)?;
+            let (mapping, length) = self.top.access.get_shallow_mapping(at, end - at)?;
             if let ShallowMapping::Raw { offset: host, writable: true, .. } = mapping {
                 pieces.push(Piece { guest: at, host, length });
             }
@@ -110,7 +124,7 @@ impl Disk for Image {
         for (portion, offset) in self.portions(into, offset)? {
             // The guard keeps the memory mapped, and marks it dirty when it goes.
             let (vector, _guard) = IoVectorMut::from_volatile_slice(portion);
-            self.top.readv(vector, offset)?;
+            self.top.access.readv(vector, offset)?;
         }
         Ok(())
     }
@@ -118,15 +132,13 @@ impl Disk for Image {
     fn write(&mut self, from: &[Buffer<'_>], offset: u64) -> io::Result<()> {
         for (portion, offset) in self.portions(from, offset)? {
             let (vector, _guard) = IoVector::from_volatile_slice(portion);
-            self.top.writev(vector, offset)?;
+            self.top.access.writev(vector, offset)?;
         }
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Tables that are only in memory go to the kernel, then everything goes to the disk.
-        self.top.flush()?;
-        self.top.sync()
+        self.unsealed.iter().chain([&self.top]).try_for_each(flush)
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
@@ -139,12 +151,65 @@ impl Disk for Image {
         self.check(offset, length)?;
         let (start, end) = whole_clusters(offset, length);
         if !unmap || start >= end {
-            return self.top.write_zeroes(offset, length);
+            return self.top.access.write_zeroes(offset, length);
         }
         self.discarding(start, end - start, |top| top.discard_to_zero(start, end - start))?;
-        self.top.write_zeroes(offset, start - offset)?;
-        self.top.write_zeroes(end, offset + length - end)
+        self.top.access.write_zeroes(offset, start - offset)?;
+        self.top.access.write_zeroes(end, offset + length - end)
     }
+
+    fn swap(&mut self, prepared: &mut Prepared) -> Result<(), Error> {
+        let refuse = |why: &str| Err(Error::refused(&self.top.path, why));
+        let driver = self.top.access.inner();
+        if !driver.writable() || !(driver as &dyn Any).is::<Overlay>() {
+            return refuse("only a qcow2 disk that is written to can get a new top");
+        }
+        if !prepared.fits(&self.top, self.len) {
+            return refuse("the new top was prepared for another disk");
+        }
+        let Some((mut overlay, fence)) = prepared.take() else { return refuse("the new top is in use already") };
+        overlay.set_backing(Some(Arc::clone(&self.top.access)));
+        let path = mem::replace(&mut self.top.path, prepared.layer().into());
+        let top = Layer { path, access: Arc::new(FormatAccess::new(overlay)), fence };
+        self.unsealed.push(mem::replace(&mut self.top, top));
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), Error> {
+        while let Some(layer) = self.unsealed.first() {
+            flush(layer).and_then(|()| layer.fence.seal()).at("seal", &layer.path)?;
+            self.unsealed.remove(0);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, flattened: &mut Flattened) -> Result<(), Error> {
+        let path = self.top.path.clone();
+        if !self.unsealed.is_empty() || !flattened.fits(&self.top) {
+            return Err(Error::refused(&path, "the layers were flattened for another disk"));
+        }
+        let driver = alone(&mut self.top.access).at("change", &path)?.inner_mut() as &mut dyn Any;
+        let Some(overlay) = driver.downcast_mut::<Overlay>() else {
+            return Err(Error::refused(&path, "it is not a qcow2 disk"));
+        };
+        let Some(below) = flattened.take() else { return Err(Error::refused(&path, "the layers are used already")) };
+        // Whichever name the header has when the writing of it fails, it leads to the same content.
+        self.top.fence.change_header(|sector| flattened.rename(sector)).at("change", &path)?;
+        overlay.set_backing(Some(below));
+        flattened.adopted();
+        Ok(())
+    }
+}
+
+/// Tables that are only in memory go to the kernel, then everything goes to the disk.
+fn flush(layer: &Layer) -> io::Result<()> {
+    layer.access.flush()?;
+    layer.access.sync()
+}
+
+/// The image of a layer that nothing else reads through.
+fn alone(access: &mut Arc<FormatAccess<Fenced>>) -> io::Result<&mut FormatAccess<Fenced>> {
+    Arc::get_mut(access).ok_or_else(|| io::Error::other("the disk's top is shared"))
 }
 
 /// The whole clusters of a range, as start and end; the start is not below the end when there are none.

@@ -7,7 +7,7 @@
 //! A qcow2 file that grows its tables as it goes is only whole when the table's own refcount reaches the
 //! disk before the pointer to it does. Here nothing ever has to grow: every table that the disk can need is
 //! there from the start, as a hole in the file that costs no space. What is left to be written while a
-//! machine runs are entries in tables that exist, and [`super::fenced`] can tell them from data by where
+//! machine runs are entries in tables that exist, and [`super::fence`] can tell them from data by where
 //! they lie.
 
 use std::fs::{File, OpenOptions};
@@ -31,8 +31,8 @@ const PER_BLOCK: u64 = CLUSTER / 2;
 pub(super) const REFCOUNT_ORDER: u32 = 4;
 /// Of an L1 or L2 entry: the cluster is used once, so it may be written in place.
 const COPIED: u64 = 1 << 63;
-/// Of an L2 entry: the cluster reads as zeros, whatever lies below.
-const ZERO: u64 = 1 << 0;
+/// Of an L2 entry: the cluster reads as zeros.
+pub(super) const ZEROS: u64 = 1;
 
 /// Makes a disk of `size` bytes that reads as the file `backing`, a path relative to the new file, until it
 /// is written to. Fails when `path` exists. What was made is synced; its name in the folder is not.
@@ -158,7 +158,6 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Makes the file, which must not be there, with tables that lead nowhere yet.
     pub(super) fn create(path: &Path, size: u64, backing: Option<(&str, Format)>) -> Result<Writer, Error> {
         if size == 0 || size > MAX_SIZE || !size.is_multiple_of(512) {
             return Err(Error::refused(path, format!("a size of {size} is not a multiple of 512 up to {MAX_SIZE}")));
@@ -229,12 +228,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets the cluster that the guest sees at `guest_offset` read as zeros, also where there is a backing file.
+    /// Lets the cluster at `guest_offset` read as zeros, whatever the backing file has there.
     pub(super) fn append_zeros(&mut self, guest_offset: u64) -> io::Result<()> {
-        self.enter(guest_offset, ZERO)
+        self.enter(guest_offset, ZEROS)
     }
 
-    fn enter(&mut self, guest_offset: u64, entry: u64) -> io::Result<()> {
+    fn enter(&self, guest_offset: u64, entry: u64) -> io::Result<()> {
         // The L2 tables lie one after the other, so together they are one long array.
         self.file.write_all_at(&entry.to_be_bytes(), self.layout.l2_at() + guest_offset / CLUSTER * 8)
     }

@@ -2,18 +2,25 @@
 //!
 //! [`open`] opens a chain of files: one that may be written on top, and below it whatever it was made over,
 //! read-only. What a chain may look like is decided here ([`header`], [`chain`]); reading and writing is
-//! imago's; that what a guest flushed survives a power cut is [`fenced`]'s, together with the way in which
+//! imago's; that what a guest flushed survives a power cut is [`fence`]'s, together with the way in which
 //! [`layout`] makes new files.
+//!
+//! A machine that runs gets a new top for a snapshot of what it wrote so far ([`swap`]); [`layers`] tells which
+//! files have become its own in this way, and [`flatten`] makes one of many.
 
 mod chain;
 mod clusters;
 mod compare;
+mod fence;
 mod fenced;
+mod flatten;
 mod fold;
 mod freed;
 mod header;
 mod image;
+mod layers;
 mod layout;
+mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +30,14 @@ use std::path::{Path, PathBuf};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 
-pub use chain::{Access, layers, open};
+pub use chain::{Access, MAX_LAYERS, chain_files, open};
 pub use compare::{Changes, compare};
+pub use flatten::{Flattened, flatten};
 pub use fold::fold;
 pub use header::Header;
+pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{create_from_raw, create_overlay};
+pub use swap::{Prepared, prepare};
 
 use crate::sys::files;
 
@@ -61,6 +71,24 @@ pub trait Disk: Send {
 
     /// These bytes read as zeros from now on; with `unmap`, space may be freed.
     fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()>;
+
+    /// Puts a new, empty top over everything that was written so far. Takes no time and touches no file: what was
+    /// written and not flushed is as volatile as before. When it is refused, nothing has changed.
+    fn swap(&mut self, prepared: &mut Prepared) -> Result<(), Error> {
+        Err(Error::refused(prepared.layer(), "only qcow2 disks have layers"))
+    }
+
+    /// Makes the layers that a swap left behind durable and immutable, at the cost of one flush. After a failure
+    /// they are not; reads and writes go on, and it can be tried again.
+    fn seal(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Reads through the one flattened layer from now on and no longer through those that it was made of, also
+    /// the next time that the disk is opened. Costs one write and a flush of it.
+    fn adopt(&mut self, flattened: &mut Flattened) -> Result<(), Error> {
+        Err(Error::refused(flattened.layer(), "only qcow2 disks have layers"))
+    }
 }
 
 /// How a disk's bytes lie in its file. Always told, never guessed: a guest that owns a raw disk can make it
@@ -97,6 +125,9 @@ pub enum Error {
     /// Someone else has it open.
     #[error("{0} is in use by another machine or program")]
     InUse(PathBuf),
+    /// One more file would make the chain too long.
+    #[error("{0} has too many layers: more than {MAX_LAYERS} files would back each other")]
+    TooManyLayers(PathBuf),
     /// The file is not what it should be, or uses what we do not take.
     #[error("{path} cannot be used as a disk: {why}")]
     Refused {

@@ -5,7 +5,11 @@
 
 mod crash;
 mod hostile;
+mod layers;
 pub(super) mod model;
+mod power;
+mod record;
+mod swap;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +19,8 @@ use std::process::Command;
 use model::{Model, Random};
 use vm_memory::{Bytes, GuestAddress};
 
-pub(super) use crash::{Event, Recorder};
+pub(super) use record::{Event, Recorder, Tape};
+pub(super) use swap::photograph;
 
 use super::*;
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::machines::Listed as ListedMachine;
+use super::snapshots::backing_of_path;
 use super::{Error, Listed, Store};
 use crate::disk::Header;
 use crate::snapshot::{self, Digest, Need};
@@ -130,12 +131,8 @@ impl Family {
 fn below_disks(dir: &Path) -> Vec<Digest> {
     let files = names_in(dir).unwrap_or_default();
     let disks = files.iter().filter(|name| name.ends_with(".qcow2"));
-    disks.filter_map(|name| backing_snapshot(&Header::read(&dir.join(name)).ok()?.backing?.0)).collect()
-}
-
-/// The snapshot in whose folder a backing file's path leads.
-fn backing_snapshot(path: &str) -> Option<Digest> {
-    path.split('/').find_map(|part| format!("{}{part}", Digest::PREFIX).parse().ok())
+    let backing = |name: &String| backing_of_path(&Header::read(&dir.join(name)).ok()?.backing?.0);
+    disks.filter_map(backing).map(|backing| backing.snapshot).collect()
 }
 
 #[cfg(test)]

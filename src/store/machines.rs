@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::snapshots::backing_path;
+use super::snapshots::{backing_of_path, backing_path};
 use super::{Error, Snapshot, Store};
-use crate::disk::{Format, create_overlay};
+use crate::disk::{Format, create_overlay, own_layers};
+use crate::snapshot::Backing;
 use crate::spec::{MachineSpec, Name};
 use crate::sys::files::{self, At, names_in, private_dir, read_bounded, write_atomically};
 use crate::sys::lock::{FileLock, is_locked};
@@ -102,6 +103,17 @@ impl Store {
     /// Makes a machine from a snapshot: its own disk over the snapshot's. It appears whole or not at all.
     /// A kernel of the user's own is copied, so that nobody changes it under the machine.
     pub fn create_machine(&self, spec: &MachineSpec, from: &Snapshot) -> Result<Machine, Error> {
+        self.create_machine_sized(spec, from, None)
+    }
+
+    /// The same with a disk of `disk_size` bytes: what lies beyond the snapshot's disk reads as zeros. It cannot be
+    /// smaller.
+    pub fn create_machine_sized(
+        &self,
+        spec: &MachineSpec,
+        from: &Snapshot,
+        disk_size: Option<u64>,
+    ) -> Result<Machine, Error> {
         let dir = self.machine_dir(&spec.name);
         if dir.exists() {
             return Err(Error::MachineTaken(spec.name.clone()));
@@ -118,8 +130,12 @@ impl Store {
         let disk = disk.ok_or_else(|| Error::Damaged { path: path.clone(), why: "it has no root disk".into() })?;
         let format = Format::from_name(&disk.format)
             .ok_or_else(|| Error::Damaged { path, why: format!("a disk's format is {:?}", disk.format) })?;
+        let size = disk_size.unwrap_or(disk.virtual_size);
+        if size < disk.virtual_size {
+            return Err(Error::DiskTooSmall { wanted: size, least: disk.virtual_size });
+        }
         let backing = backing_path(from, &disk.file);
-        create_overlay(&staging.dir().join(DISK), &backing, format, disk.virtual_size)?;
+        create_overlay(&staging.dir().join(DISK), &backing, format, size)?;
         let path = staging.dir().join(SPEC);
         let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
         fs::write(&path, bytes).at("write", &path)?;
@@ -239,6 +255,15 @@ impl Machine {
         self.dir.join(DISK)
     }
 
+    /// The layers that its disk got by being snapshotted, the lowest first and without the top, and the snapshot's
+    /// file that they lie over.
+    pub fn disk_layers(&self) -> Result<(Vec<PathBuf>, Backing), Error> {
+        let own = own_layers(&self.disk())?;
+        let base = own.base.as_ref().and_then(|(name, _)| backing_of_path(name));
+        let no_base = || Error::BadMachine { path: self.disk(), why: "its disk lies over no snapshot".into() };
+        Ok((own.layers, base.ok_or_else(no_base)?))
+    }
+
     /// What the guest says on its serial console. The folder is made.
     pub fn console_log(&self) -> Result<PathBuf, Error> {
         self.log("console.log")
@@ -335,6 +360,61 @@ mod tests {
         let names: Vec<_> = store.machines().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["anna".parse().unwrap()]);
         assert!(matches!(store.machine(&"ben".parse().unwrap()), Err(Error::NoMachine(_))));
+    }
+
+    /// A disk of one snapshot over that of another, in two layers of its own.
+    fn over(store: &Store, below: &Snapshot) -> Snapshot {
+        let staging = store.stage().unwrap();
+        let mut manifest = Manifest::new(Kind::Live, "anna@monday", 2);
+        let base = backing_path(below, DISK);
+        for (file, backing) in [("root-3.qcow2", &base[..]), ("root-4.qcow2", "root-3.qcow2")] {
+            create_overlay(&staging.dir().join(file), backing, Format::Qcow2, 4096).unwrap();
+            manifest.files.push(describe(staging.dir(), file, Role::Disk).unwrap());
+        }
+        manifest.disks.push(Disk {
+            device: "root".into(),
+            file: "root-4.qcow2".into(),
+            format: "qcow2".into(),
+            virtual_size: 4096,
+            backing: Some(Backing { snapshot: below.digest, file: DISK.into() }),
+        });
+        store.publish(staging, &manifest, "anna@monday").unwrap()
+    }
+
+    #[test]
+    fn a_machine_over_a_snapshot_of_layers_has_none_of_its_own_and_may_have_a_larger_disk() {
+        let (_dir, store, kitten) = store();
+        let monday = over(&store, &kitten);
+        let machine = store.create_machine_sized(&spec("anna"), &monday, Some(1 << 20)).unwrap();
+        let (own, base) = machine.disk_layers().unwrap();
+        assert!(own.is_empty());
+        assert_eq!(base, Backing { snapshot: monday.digest, file: "root-4.qcow2".into() });
+
+        let disk = open(&machine.disk(), Format::Qcow2, Access::ReadWrite, store.root()).unwrap();
+        assert_eq!(disk.len(), 1 << 20);
+        let smaller = store.create_machine_sized(&spec("ben"), &monday, Some(2048));
+        assert!(matches!(smaller, Err(Error::DiskTooSmall { wanted: 2048, least: 4096 })));
+    }
+
+    #[test]
+    fn layers_over_anything_but_a_snapshot_are_refused() {
+        let (_dir, store, kitten) = store();
+        let machine = store.create_machine(&spec("anna"), &kitten).unwrap();
+        let hex = kitten.digest.hex();
+        for name in [
+            "other.qcow2".into(),
+            format!("../../snapshots/{hex}"),
+            format!("../../snapshots/{hex}/"),
+            format!("../../snapshots/{hex}/.."),
+            format!("../../snapshots/{hex}/../x"),
+            format!("../../snapshots/{}/root.qcow2", &hex[1..]),
+            format!("../snapshots/{hex}/root.qcow2"),
+            format!("../../machines/{hex}/root.qcow2"),
+        ] {
+            fs::remove_file(machine.disk()).unwrap();
+            create_overlay(&machine.disk(), &name, Format::Qcow2, 4096).unwrap();
+            assert!(matches!(machine.disk_layers(), Err(Error::BadMachine { .. })), "{name}");
+        }
     }
 
     /// A lock lingers with programs that other tests start at the same time.

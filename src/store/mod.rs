@@ -4,7 +4,7 @@
 //! data/snapshots/DIGEST/{snapshot.json, …}   never changed once it is there
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
 //! data/names/NAME                            the digest that a name stands for
-//! data/machines/NAME/{machine.json, root.qcow2, lock, run.json}
+//! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/staging/…                             what is being made; swept when its maker is gone
 //! ```
 //!
@@ -90,6 +90,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// A disk cannot become smaller than the snapshot's.
+    #[error("a disk of {wanted} bytes is smaller than the snapshot's, which has {least}")]
+    DiskTooSmall {
+        /// The size that was asked for, in bytes.
+        wanted: u64,
+        /// The snapshot's, in bytes.
+        least: u64,
     },
     /// The machine's monitor lives.
     #[error("the machine {0} is running")]

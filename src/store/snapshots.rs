@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Staging, Store};
-use crate::snapshot::{Digest, MANIFEST, Manifest, Role};
+use crate::snapshot::{Backing, Digest, MANIFEST, Manifest, Role};
 use crate::sys::files::{At, make_read_only, names_in};
 
 /// A snapshot that is in the store.
@@ -138,4 +138,12 @@ impl Store {
 /// The path by which a disk in a machine's or a staging folder names a file of a snapshot.
 pub(super) fn backing_path(snapshot: &Snapshot, file: &str) -> String {
     Path::new("../../snapshots").join(snapshot.digest.hex()).join(file).display().to_string()
+}
+
+/// What a path that [`backing_path`] made stands for; `None` for any other.
+pub(super) fn backing_of_path(path: &str) -> Option<Backing> {
+    let (hex, file) = path.strip_prefix("../../snapshots/")?.split_once('/')?;
+    let snapshot = format!("{}{hex}", Digest::PREFIX).parse().ok()?;
+    let plain = !file.is_empty() && !file.starts_with('.') && !file.contains('/');
+    plain.then(|| Backing { snapshot, file: file.into() })
 }

@@ -64,6 +64,12 @@ pub fn try_lock_open(file: &File, exclusive: bool) -> io::Result<bool> {
     try_lock(file, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
 }
 
+/// Gives back what [`try_lock_open`] took, with the file left open.
+pub fn unlock(file: &File) -> io::Result<()> {
+    // The whole file, whatever the lock covered.
+    fcntl(file, libc::F_OFD_SETLK, &mut request(libc::F_UNLCK))
+}
+
 /// Whether anyone holds a lock on the file. Takes nothing. A missing file is not locked.
 pub fn is_locked(path: &Path) -> Result<bool, Error> {
     let file = match File::open(path) {
@@ -153,6 +159,16 @@ mod tests {
         assert!(is_locked(&path).unwrap());
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
         drop(FileLock::shared(&path).unwrap());
+    }
+
+    #[test]
+    fn an_open_file_is_unlocked_without_being_closed() {
+        let file = tempfile::tempfile().unwrap();
+        let other = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        assert!(try_lock_open(&file, true).unwrap());
+        assert!(!try_lock_open(&other, false).unwrap());
+        unlock(&file).unwrap();
+        assert!(try_lock_open(&other, true).unwrap());
     }
 
     #[test]

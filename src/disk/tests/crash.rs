@@ -1,71 +1,18 @@
 //! What is left after `kill -9`, and after a power cut.
 
-use std::cell::RefCell;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use imago::io_buffers::IoVector;
-
 use super::model::{Model, Random, SIZE};
+use super::record::{Event, Recorder, flushed, lay_out};
 use super::{base, qemu_img};
 use crate::disk::{Access, Format, create_overlay, open};
 
-/// One thing that happened to a file.
-pub enum Event {
-    Write(u64, Vec<u8>),
-    Zeroes(u64, u64),
-    /// Everything before is on the disk.
-    Fence,
-    /// The test was told that its n-th batch is safe.
-    Flushed(usize),
-}
-
-impl Event {
-    pub fn write(vector: &IoVector<'_>, offset: u64) -> Event {
-        let mut bytes = vec![0; vector.len() as usize];
-        vector.copy_into_slice(&mut bytes);
-        Event::Write(offset, bytes)
-    }
-
-    pub fn zeroes(offset: u64, length: u64) -> Event {
-        Event::Zeroes(offset, length)
-    }
-}
-
-/// Collects what happens to the files that this thread opens while one is installed.
-#[derive(Clone, Debug)]
-pub struct Recorder(Arc<Mutex<Vec<Event>>>);
-
-impl std::fmt::Debug for Event {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("event")
-    }
-}
-
-thread_local!(static CURRENT: RefCell<Option<Recorder>> = const { RefCell::new(None) });
-
-impl Recorder {
-    pub fn current() -> Option<Recorder> {
-        CURRENT.with(|current| current.borrow().clone())
-    }
-
-    pub fn record(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
-    }
-
-    fn install() -> Recorder {
-        let recorder = Recorder(Arc::default());
-        CURRENT.set(Some(recorder.clone()));
-        recorder
-    }
-}
-
-const BATCH: usize = 7;
+pub const BATCH: usize = 7;
 
 /// Does one batch of work.
 fn batch(disk: &mut dyn crate::disk::Disk, model: &mut Model, random: &mut Random, number: usize) {
@@ -99,7 +46,7 @@ impl crate::disk::Disk for Nowhere {
 }
 
 /// What may be on the disk when `flushed` batches were flushed and one more may have been under way.
-fn after(start: &Model, seed: u64, flushed: usize) -> Model {
+pub fn after(start: &Model, seed: u64, flushed: usize) -> Model {
     let (mut model, mut random) = (start.clone(), Random(seed));
     (0..flushed).for_each(|number| batch(&mut Nowhere, &mut model, &mut random, number));
     let mut allowed = model.clone();
@@ -110,7 +57,7 @@ fn after(start: &Model, seed: u64, flushed: usize) -> Model {
     allowed
 }
 
-fn check(path: &Path) {
+pub fn check(path: &Path) {
     // Exit code 0: all is well; 3: clusters are leaked, which costs space and nothing else.
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap();
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&output.stdout));
@@ -123,6 +70,7 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
     let path = dir.path().join("d.qcow2");
     create_overlay(&path, "base.qcow2", Format::Qcow2, SIZE).unwrap();
     let empty = fs::read(&path).unwrap();
+    let inode = fs::metadata(&path).unwrap().ino();
 
     let recorder = Recorder::install();
     let mut disk = open(&path, Format::Qcow2, Access::ReadWrite, dir.path()).unwrap();
@@ -133,45 +81,16 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
         recorder.record(Event::Flushed(number + 1));
     }
     drop(disk);
-    CURRENT.set(None);
-    let events = std::mem::take(&mut *recorder.0.lock().unwrap());
-    assert!(matches!(events[events.len() - 2], Event::Fence), "a flush ends with a fence");
+    let events = recorder.finish();
+    assert!(matches!(events[events.len() - 2].1, Event::Fence), "a flush ends with a fence");
 
     let mut chance = Random(1);
     for _ in 0..150 {
         let cut = chance.below(events.len() as u64) as usize;
-        let flushed = events[..cut].iter().rev().find_map(|event| match event {
-            Event::Flushed(number) => Some(*number),
-            _ => None,
-        });
-        lay_out(&path, &empty, &events[..cut], &mut chance);
+        lay_out(&path, (inode, &empty), &events[..cut], &mut chance);
         check(&path);
         let mut disk = open(&path, Format::Qcow2, Access::ReadWrite, dir.path()).unwrap();
-        after(&start, 42, flushed.unwrap_or(0)).compare(&mut *disk);
-    }
-}
-
-/// Writes the file as a power cut leaves it: all up to the last fence, and any of what came later.
-fn lay_out(path: &Path, empty: &[u8], events: &[Event], chance: &mut Random) {
-    let fence = events.iter().rposition(|event| matches!(event, Event::Fence)).unwrap_or(0);
-    fs::write(path, empty).unwrap();
-    let file = OpenOptions::new().write(true).open(path).unwrap();
-    for (i, event) in events.iter().enumerate() {
-        let survives = |chance: &mut Random| i < fence || chance.below(2) == 0;
-        match event {
-            Event::Write(offset, bytes) => {
-                // Sectors are whole; everything larger can be torn.
-                for (n, sector) in bytes.chunks(512).enumerate() {
-                    if survives(chance) {
-                        file.write_all_at(sector, offset + n as u64 * 512).unwrap();
-                    }
-                }
-            }
-            Event::Zeroes(offset, length) if survives(chance) => {
-                file.write_all_at(&vec![0; *length as usize], *offset).unwrap();
-            }
-            _ => {}
-        }
+        after(&start, 42, flushed(&events[..cut])).compare(&mut *disk);
     }
 }
 

@@ -15,7 +15,7 @@ use self::request::{Limits, Refusal, Request, SECTOR};
 use super::ring::{Chain, work_off};
 use super::{Error, VirtioDevice, read_bytes};
 use crate::devices::Throttle;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, Flattened, Prepared};
 use crate::mem::GuestMemory;
 
 const QUEUE_SIZE: u16 = 256;
@@ -78,6 +78,23 @@ impl Block {
     /// The disk, to look at or to replace. With the device's lock held, nothing is on its way to it.
     pub fn disk_mut(&mut self) -> &mut Box<dyn Disk> {
         &mut self.disk
+    }
+
+    /// Gives the disk a new top, with the device locked and the machine paused: in no time, for nothing is flushed.
+    /// What the guest writes from now on is not in the layer below. When it is refused, nothing has changed.
+    pub fn swap_disk(&mut self, prepared: &mut Prepared) -> Result<(), disk::Error> {
+        self.disk.swap(prepared)
+    }
+
+    /// After a swap, with the device locked and the guest running: makes what was swapped away durable and
+    /// immutable. Takes as long as a flush by the guest would; one that came before has done the work already.
+    pub fn seal_disk(&mut self) -> Result<(), disk::Error> {
+        self.disk.seal()
+    }
+
+    /// Lets the disk read through layers that were flattened into one, with the device locked.
+    pub fn adopt_flattened(&mut self, flattened: &mut Flattened) -> Result<(), disk::Error> {
+        self.disk.adopt(flattened)
     }
 
     fn sectors(&self) -> u64 {
@@ -360,6 +377,26 @@ mod tests {
         assert_eq!((&answer, written), (&b"anna-root\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(), 21));
         assert_eq!((driver.get(0x100), driver.get(0x104), driver.get(0x108)), (SECTORS as u32, 0, SEGMENT_BYTES));
         assert_eq!((driver.get(0x10c), driver.get(0x114), driver.get(0x1fc)), (SEGMENTS, 512, 0));
+    }
+
+    #[test]
+    fn a_disk_gets_a_new_top_and_a_raw_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, top) = (dir.path().join("base"), dir.path().join("root.qcow2"));
+        std::fs::write(&base, [3; 4096]).unwrap();
+        disk::create_overlay(&top, "base", disk::Format::Raw, 4096).unwrap();
+        let qcow2 = disk::open(&top, disk::Format::Qcow2, disk::Access::ReadWrite, dir.path()).unwrap();
+        let block = Block::new(BlockState::default(), qcow2, "root", false).unwrap();
+        let mut driver = Driver::started(block, 0);
+        assert_eq!(status(&mut driver, VIRTIO_BLK_T_OUT, 1, &[1; 512]), VIRTIO_BLK_S_OK);
+        let mut prepared = disk::prepare(&top, dir.path()).unwrap();
+        assert!(drive(false, 0).0.mmio.device_mut().swap_disk(&mut prepared).is_err());
+        driver.mmio.device_mut().swap_disk(&mut prepared).unwrap();
+        assert_eq!(status(&mut driver, VIRTIO_BLK_T_OUT, 2, &[2; 512]), VIRTIO_BLK_S_OK);
+        driver.mmio.device_mut().seal_disk().unwrap();
+        let (answer, _) = driver.exchange(&header(VIRTIO_BLK_T_IN, 0), &[16], &[2048, 1]);
+        assert_eq!([0, 512, 1024, 1536, 2048].map(|at| answer[at]), [3, 1, 2, 3, 0]);
+        assert_eq!(disk::own_layers(&top).unwrap().layers, [prepared.layer()]);
     }
 
     #[test]

@@ -1,0 +1,222 @@
+//! One layer in place of many, while the machine runs.
+//!
+//! ```text
+//! root ──► root-3 ──► root-2 ──► root-1 ──► base        before
+//! root ──► root-4 ──► base                              after, and both show the guest the same
+//! ```
+//!
+//! Sealed layers never change, so what they show together is copied at leisure. Then [`super::Disk::adopt`] gives
+//! the running top the new layer to read through, in memory, and writes the new name into the top's header. That
+//! name lies in the first sector, which a disk writes as a whole or not at all; and whichever of the two names a
+//! power cut leaves, there is a file of that name with the same content, because the new file and its name were
+//! on the disk before, and the old ones are removed only when the header is. What a kill in between leaves over,
+//! [`super::tidy`] removes. Snapshots have links of their own to the old layers.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use imago::FormatAccess;
+
+use super::Error;
+use super::chain::{Layer, locked, open_layer};
+use super::fence::{Identity, Sector};
+use super::fenced::Fenced;
+use super::header::{Header, rename_backing};
+use super::layers::{Names, own_header, own_layers};
+use super::layout::{CLUSTER, Writer, ZEROS, l2_tables};
+use crate::sys::files::{At, sync_dir};
+
+/// Of an L2 entry (qcow2.txt, "Cluster mapping"): where the cluster lies, and that it is compressed.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+
+/// Layers that were flattened into one, which no disk reads through yet. Dropped before that, it goes away.
+pub struct Flattened {
+    path: PathBuf,
+    /// Which file the top is.
+    top: Identity,
+    /// The name in the top's header, and the one that is to be there.
+    names: (String, String),
+    /// The layers that are no longer needed then.
+    old: Vec<PathBuf>,
+    /// The new one with all below it. Taken by the adoption.
+    below: Option<Arc<FormatAccess<Fenced>>>,
+    used: Used,
+}
+
+/// What became of a flattened layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Used {
+    /// Nothing names it.
+    No,
+    /// A header may name it: it was being written.
+    Perhaps,
+    /// The top's header on the disk names it.
+    Yes,
+}
+
+/// Makes one layer of all the own layers of the disk at `top`, whose chain stays inside the folder `root`. `None`
+/// when there are fewer than two. `InUse` when one of them is not sealed. The machine may go on, but must not get
+/// a new top until the result was adopted or dropped.
+pub fn flatten(top: &Path, root: &Path) -> Result<Option<Flattened>, Error> {
+    let names = Names::of(top)?;
+    let own = own_layers(top)?;
+    let [lowest, .., highest] = own.layers.as_slice() else { return Ok(None) };
+    let header = own_header(lowest)?;
+    let sources = own.layers.iter().rev().map(|path| Source::open(path, &header)).collect::<Result<Vec<_>, _>>()?;
+
+    let number = names.next()?;
+    let (path, temporary) = (names.layer(number), names.temporary());
+    let base = own.base.as_ref().map(|(name, format)| (name.as_str(), *format));
+    let written = (|| {
+        let mut writer = Writer::create(&temporary, header.size, base)?;
+        merge(&sources, header.size, &mut writer, &temporary)?;
+        writer.finish(&temporary)?;
+        Ok(fs::rename(&temporary, &path).at("make", &path)?)
+    })();
+    written.inspect_err(|_: &Error| {
+        // What went wrong is the error to report; what cannot be removed now, `tidy` removes.
+        let _ = fs::remove_file(&temporary);
+    })?;
+    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut flattened = Flattened {
+        top: Identity::of(&fs::symlink_metadata(top).at("find", top)?),
+        names: (name_of(highest), names.layer_name(number)),
+        old: own.layers,
+        path,
+        below: None,
+        used: Used::No,
+    };
+    sync_dir(names.dir())?;
+    flattened.below = Some(open_layer(&flattened.path, root)?.access);
+    Ok(Some(flattened))
+}
+
+impl Flattened {
+    /// The path of the one layer.
+    pub fn layer(&self) -> &Path {
+        &self.path
+    }
+
+    /// After the adoption: removes the layers that are no longer needed from the machine's folder.
+    pub fn remove_old(self) -> Result<(), Error> {
+        if self.used != Used::Yes {
+            return Err(Error::refused(&self.path, "the layers below are still in use"));
+        }
+        self.old.iter().try_for_each(|path| fs::remove_file(path).at("remove", path))?;
+        Ok(sync_dir(self.path.parent().unwrap_or(Path::new(".")))?)
+    }
+
+    /// Whether it was made for the disk with this top.
+    pub(super) fn fits(&self, top: &Layer) -> bool {
+        self.top == top.fence.identity()
+    }
+
+    /// The new layer, once.
+    pub(super) fn take(&mut self) -> Option<Arc<FormatAccess<Fenced>>> {
+        self.below.take().inspect(|_| self.used = Used::Perhaps)
+    }
+
+    /// Writes the new name into a header.
+    pub(super) fn rename(&self, sector: &mut Sector) -> io::Result<()> {
+        rename_backing(sector, &self.names.0, &self.names.1)
+    }
+
+    pub(super) fn adopted(&mut self) {
+        self.used = Used::Yes;
+    }
+}
+
+impl Drop for Flattened {
+    fn drop(&mut self) {
+        if self.used == Used::No {
+            // What cannot be removed now, `tidy` removes.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// One of the layers that are read.
+struct Source {
+    path: PathBuf,
+    /// Locked beside others who read: a layer that is not sealed has a lock that this is refused by.
+    file: File,
+    length: u64,
+    tables: Range<u64>,
+}
+
+/// What a layer says of one cluster of the disk.
+enum Cluster {
+    /// Nothing: ask the layer below.
+    Below,
+    Zeros,
+    Data,
+}
+
+impl Source {
+    fn open(path: &Path, like: &Header) -> Result<Source, Error> {
+        let file = locked(path, false)?;
+        let header = Header::of(&file, path)?;
+        let tables = l2_tables(&file, &header).at("read", path)?.filter(|_| header.size == like.size);
+        let tables = tables.ok_or_else(|| Error::refused(path, "it is not a layer of this disk"))?;
+        let length = file.metadata().at("open", path)?.len();
+        Ok(Source { path: path.into(), file, length, tables })
+    }
+
+    /// The entries of L2 tables from `at` on, an offset among the tables.
+    fn table(&self, at: u64) -> Result<Vec<u64>, Error> {
+        let mut bytes = vec![0; CLUSTER as usize];
+        self.file.read_exact_at(&mut bytes, self.tables.start + at).at("read", &self.path)?;
+        Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+    }
+
+    /// Understands an entry, and reads its cluster if it has one.
+    fn cluster(&self, entry: u64, into: &mut [u8]) -> Result<Cluster, Error> {
+        let at = entry & OFFSET;
+        if entry & COMPRESSED != 0 || !at.is_multiple_of(CLUSTER) {
+            return Err(Error::refused(&self.path, "a table of it is damaged"));
+        }
+        if entry & ZEROS != 0 {
+            return Ok(Cluster::Zeros);
+        }
+        if at == 0 {
+            return Ok(Cluster::Below);
+        }
+        if at < self.tables.end || at >= self.length {
+            return Err(Error::refused(&self.path, "a table of it leads to nowhere"));
+        }
+        // A cluster at the end whose last bytes are zeros may not be there as a whole.
+        let (there, rest) = into.split_at_mut((self.length - at).min(CLUSTER) as usize);
+        self.file.read_exact_at(there, at).at("read", &self.path)?;
+        rest.fill(0);
+        Ok(Cluster::Data)
+    }
+}
+
+/// Writes what the sources, the topmost first, show together.
+fn merge(sources: &[Source], size: u64, writer: &mut Writer, path: &Path) -> Result<(), Error> {
+    let mut data = vec![0; CLUSTER as usize];
+    let mut guest = 0;
+    let mut table = 0;
+    while guest < size {
+        let tables = sources.iter().map(|source| source.table(table)).collect::<Result<Vec<_>, _>>()?;
+        for entry in 0..CLUSTER as usize / 8 {
+            for (source, table) in sources.iter().zip(&tables) {
+                match source.cluster(table[entry], &mut data)? {
+                    Cluster::Below => continue,
+                    Cluster::Zeros => writer.append_zeros(guest),
+                    Cluster::Data => writer.append(guest, &data),
+                }
+                .at("write", path)?;
+                break;
+            }
+            guest += CLUSTER;
+        }
+        table += CLUSTER;
+    }
+    Ok(())
+}
