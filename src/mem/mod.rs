@@ -1,13 +1,20 @@
 //! Guest memory: where RAM lies in the guest's physical address space, and the mapping behind it.
 
+mod dirty;
 pub mod layout;
 mod ram;
+mod restore;
 
 use std::io;
 
 use vm_memory::{GuestAddress, GuestRegionCollection};
 
+pub use dirty::{Dirty, Range};
 pub use ram::Ram;
+pub use restore::{Piece, Source, restore};
+
+/// The unit in which memory is mapped, known to be dirty, and saved, in bytes.
+pub const PAGE: u64 = 4096;
 
 /// All of a guest's RAM, mapped privately into the monitor.
 ///
@@ -30,6 +37,33 @@ pub enum Error {
     /// The regions overlap or are out of order.
     #[error("guest memory regions do not fit together: {0}")]
     Regions(#[from] vm_memory::GuestRegionCollectionError),
+    /// Saved memory is not a description of all of RAM.
+    #[error("saved memory does not fit: {0}")]
+    Pieces(String),
+    /// A file with saved memory is shorter than what it should hold.
+    #[error("file {file} of saved memory has {length} bytes, and {needed} are needed")]
+    TooShort {
+        /// Its place among the files.
+        file: usize,
+        /// How long it is, in bytes.
+        length: u64,
+        /// How long it must be at least.
+        needed: u64,
+    },
+    /// A file with saved memory cannot be read or mapped.
+    #[error("file {file} of saved memory cannot be used: {source}")]
+    File {
+        /// Its place among the files.
+        file: usize,
+        /// What the call said.
+        source: io::Error,
+    },
+    /// A log of changed pages is missing, or does not cover its region.
+    #[error("the log of changed pages for the memory at {start:#x} is missing or too short")]
+    Log {
+        /// Where the region begins.
+        start: u64,
+    },
 }
 
 /// Maps fresh RAM of `size` bytes where a cold boot wants it: see [`layout::ram`].

@@ -15,16 +15,54 @@ pub struct Ram {
     start: GuestAddress,
     mapping: Arc<Mapping>,
     dirty: AtomicBitmap,
+    anonymous: bool,
 }
 
 impl Ram {
     /// Fresh zeroed RAM of `size` bytes at `start`, on huge pages where the host has them.
     pub fn anonymous(start: GuestAddress, size: u64) -> io::Result<Ram> {
+        let ram = Ram::reserve(start, size)?;
+        ram.mapping.prefer_huge_pages();
+        Ok(ram)
+    }
+
+    /// The same, but nothing is said about huge pages yet.
+    pub(super) fn reserve(start: GuestAddress, size: u64) -> io::Result<Ram> {
         let size = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
         start.0.checked_add(size as u64).ok_or(io::ErrorKind::InvalidInput)?;
-        let mapping = Mapping::anonymous(size)?;
-        mapping.prefer_huge_pages();
-        Ok(Ram { start, mapping: Arc::new(mapping), dirty: AtomicBitmap::with_len(size) })
+        let mapping = Arc::new(Mapping::anonymous(size)?);
+        Ok(Ram { start, mapping, dirty: AtomicBitmap::with_len(size), anonymous: true })
+    }
+
+    /// The same with saved memory in it, some of which may be `mapped` from files.
+    pub(super) fn restored(self, mapped: bool) -> Ram {
+        Ram { anonymous: !mapped, ..self }
+    }
+
+    /// Whether no file is mapped anywhere in it, so that a page that the host never gave is a page of zeros.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
+    /// The bits that are set by writing through this type.
+    pub(super) fn dirty(&self) -> &AtomicBitmap {
+        &self.dirty
+    }
+
+    /// Gives `length` bytes from `offset` on back to the host, both multiples of the page size. They read as
+    /// zeros from then on, which counts as a change.
+    pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        let too_large = |_| io::ErrorKind::InvalidInput;
+        let (at, length) = (usize::try_from(offset).map_err(too_large)?, usize::try_from(length).map_err(too_large)?);
+        if self.anonymous {
+            self.mapping.forget(at, length)?;
+        } else {
+            // Where a file is mapped, what is forgotten would be read from it again.
+            self.mapping.map_zeros(at, length)?;
+            self.mapping.prefer_huge_pages_in(at, length);
+        }
+        self.dirty.set_addr_range(at, length);
+        Ok(())
     }
 
     /// The host memory behind this range.
@@ -88,5 +126,22 @@ mod tests {
         assert!(mem.write_slice(&[1], GuestAddress(0x10000)).is_err());
         assert!(mem.find_region(GuestAddress(0)).unwrap().get_slice(MemoryRegionAddress(0xffff), 2).is_err());
         assert!(mem.find_region(GuestAddress(0)).unwrap().get_slice(MemoryRegionAddress(u64::MAX), 2).is_err());
+    }
+    #[test]
+    fn what_is_discarded_reads_as_zeros_and_is_dirty() {
+        let mem = from_ranges(&[(GuestAddress(0x10000), 0x10000)]).unwrap();
+        mem.write_slice(&[7; 0x10000], GuestAddress(0x10000)).unwrap();
+        let ram = mem.iter().next().unwrap();
+        ram.dirty().reset();
+        ram.discard(0x2000, 0x3000).unwrap();
+        let (mut before, mut bytes) = ([0; 1], [1; 0x3000]);
+        mem.read_slice(&mut bytes, GuestAddress(0x12000)).unwrap();
+        mem.read_slice(&mut before, GuestAddress(0x11fff)).unwrap();
+        assert_eq!((before, bytes), ([7], [0; 0x3000]));
+        let dirty: Vec<usize> = (0..16).filter(|page| ram.bitmap().dirty_at(page << 12)).collect();
+        assert_eq!(dirty, [2, 3, 4]);
+        for (offset, length) in [(1, 0x1000), (0, 1), (0xf000, 0x2000), (u64::MAX, 0x1000), (0, u64::MAX)] {
+            assert!(ram.discard(offset, length).is_err());
+        }
     }
 }

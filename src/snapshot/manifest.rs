@@ -25,7 +25,7 @@ const MAX_NOTE: usize = 4096;
 const CHUNKED_FROM: u64 = 64 << 20;
 const CHUNK: u64 = 4 << 20;
 
-/// Why a manifest is not taken.
+/// Why a manifest, or the index of a memory, is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
@@ -55,6 +55,9 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A base and its differences are not of one machine, or some are missing.
+    #[error("the memory of these snapshots does not fit together: {0}")]
+    Chain(String),
 }
 
 /// What a snapshot captures.

@@ -5,6 +5,7 @@
 
 mod digest;
 mod manifest;
+pub mod memory;
 
 pub use digest::Digest;
 pub use manifest::{

@@ -1,10 +1,16 @@
-//! A memory mapping that is unmapped when its owner goes.
+//! Memory mappings that are unmapped when their owner goes.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
 /// Huge pages are 2 MiB on x86-64; guest memory is aligned to them on both sides.
 pub const HUGE_PAGE: usize = 2 << 20;
+
+/// The unit of mappings on x86-64, in bytes.
+const PAGE: usize = 4096;
 
 /// A private, writable mapping of whole pages that begins on a huge-page boundary.
 #[derive(Debug)]
@@ -55,9 +61,55 @@ impl Mapping {
 
     /// Asks for huge pages: fewer faults, and `fork` copies 512 times fewer page-table entries.
     pub fn prefer_huge_pages(&self) {
-        // SAFETY: the range is this mapping; advice changes no contents. A kernel without
+        self.prefer_huge_pages_in(0, self.len);
+    }
+
+    /// Asks for huge pages in the `len` bytes from `at` on. Does nothing when they are not pages of this mapping.
+    pub fn prefer_huge_pages_in(&self, at: usize, len: usize) {
+        let Ok(start) = self.pages(at, len) else { return };
+        // SAFETY: the range is in this mapping; advice changes no contents. A kernel without
         // transparent huge pages refuses, and small pages do as well.
-        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
+        unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+    }
+
+    /// Puts a private view of a file in place of the `len` bytes from `at` on: what the file has from
+    /// `offset` on, read when it is touched. Writing never reaches the file. The caller has seen that the file
+    /// is long enough, and nobody may shorten it: what lies beyond its end kills the process that touches it.
+    pub fn map_file(&self, at: usize, len: usize, file: &File, offset: u64) -> io::Result<()> {
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.replace(at, len, 0, file.as_raw_fd(), offset)
+    }
+
+    /// Puts fresh zeros in place of the `len` bytes from `at` on, whatever is mapped there.
+    pub fn map_zeros(&self, at: usize, len: usize) -> io::Result<()> {
+        self.replace(at, len, libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    /// Gives the `len` bytes from `at` on back to the host. Where memory is anonymous they read as zeros then.
+    pub fn forget(&self, at: usize, len: usize) -> io::Result<()> {
+        let start = self.pages(at, len)?;
+        // SAFETY: the range is in this mapping, which nobody holds Rust references into; that its contents
+        // change is what is asked for.
+        let result = unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn replace(&self, at: usize, len: usize, flags: libc::c_int, fd: libc::c_int, offset: i64) -> io::Result<()> {
+        let start = self.pages(at, len)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE | flags;
+        // SAFETY: the range is in this mapping, so that nothing of anybody else's is replaced; it stays
+        // readable and writable memory of the same length, which `drop` unmaps as before.
+        let result = unsafe { libc::mmap(start.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset) };
+        if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The address of `at`, if the `len` bytes from there on are pages of this mapping.
+    fn pages(&self, at: usize, len: usize) -> io::Result<*mut u8> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
+        if !inside || len == 0 || !at.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(self.as_ptr().wrapping_add(at))
     }
 
     /// The first byte.
@@ -78,8 +130,49 @@ impl Drop for Mapping {
     }
 }
 
+/// A page of numbers that this process shares with the children that it forks afterwards.
+#[derive(Debug)]
+pub struct Shared(NonNull<[AtomicU64; Shared::WORDS]>);
+
+// SAFETY: the page holds nothing but atomics, which may be reached from everywhere, and belongs to no thread.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    const WORDS: usize = PAGE / size_of::<AtomicU64>();
+
+    /// A page of zeros.
+    pub fn new() -> io::Result<Shared> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe { libc::mmap(ptr::null_mut(), PAGE, access, flags, -1, 0) };
+        match NonNull::new(start.cast()) {
+            Some(page) if start != libc::MAP_FAILED => Ok(Shared(page)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The numbers.
+    pub fn words(&self) -> &[AtomicU64; Shared::WORDS] {
+        // SAFETY: the mapping is a page that is as long and as aligned as the array, lives as long as `self`,
+        // and was filled with zeros, which are valid atomics.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by the constructor and is owned by this value alone.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[test]
@@ -95,5 +188,36 @@ mod tests {
                 last.write_volatile(1);
             }
         }
+    }
+    #[test]
+    fn files_and_zeros_take_the_place_of_pages_and_writing_does_not_reach_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 2 * PAGE]).unwrap();
+        let mapping = Mapping::anonymous(4 * PAGE).unwrap();
+        mapping.map_file(PAGE, 2 * PAGE, &file, 0).unwrap();
+        // SAFETY: all within the mapping, which only this test knows.
+        let (at, put) = unsafe {
+            let start = mapping.as_ptr();
+            (move |at: usize| start.add(at).read_volatile(), move |at: usize| start.add(at).write_volatile(9))
+        };
+        assert_eq!([0, PAGE, 3 * PAGE - 1, 3 * PAGE].map(at), [0, 7, 7, 0]);
+        put(PAGE);
+        assert_eq!(std::os::unix::fs::FileExt::read_at(&file, &mut [0], 0).unwrap(), 1);
+        mapping.forget(PAGE, PAGE).unwrap();
+        assert_eq!(at(PAGE), 7, "the file was not written, and forgetting shows it again");
+        mapping.map_zeros(PAGE, PAGE).unwrap();
+        put(0);
+        mapping.forget(0, PAGE).unwrap();
+        assert_eq!([0, PAGE, 2 * PAGE].map(at), [0, 0, 7]);
+        for (start, len) in [(1, PAGE), (0, 1), (0, 0), (0, 5 * PAGE), (4 * PAGE, PAGE), (usize::MAX & !4095, PAGE)] {
+            assert!(mapping.map_zeros(start, len).is_err() && mapping.forget(start, len).is_err());
+            assert!(mapping.map_file(start, len, &file, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn shared_numbers_begin_at_zero() {
+        let shared = Shared::new().unwrap();
+        assert!(shared.words().iter().all(|word| word.load(Ordering::SeqCst) == 0));
     }
 }

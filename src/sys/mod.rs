@@ -1,6 +1,7 @@
 //! What Catnap needs of the host's operating system and the standard library does not have.
 
 pub mod files;
+pub mod fork;
 pub mod home;
 pub mod kick;
 pub mod limits;
