@@ -76,10 +76,10 @@ impl Store {
     }
 
     fn needed(&self, digest: &Digest, why: &str) -> Result<Snapshot, String> {
-        match self.snapshot_dir(digest).is_dir() {
-            true => self.load(digest).map_err(|error| format!("{why} {}: {error}", digest.short())),
-            false => Err(format!("{why} {}, which is missing", digest.short())),
-        }
+        self.load(digest).map_err(|error| match error {
+            Error::NoSnapshot(_) => format!("{why} {}, which is missing", digest.short()),
+            error => format!("{why} {}: {error}", digest.short()),
+        })
     }
 }
 

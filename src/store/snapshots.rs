@@ -99,9 +99,7 @@ impl Store {
     pub fn resolve(&self, reference: &str) -> Result<Snapshot, Error> {
         let digest = self.lookup(reference)?;
         self.load(&digest).map_err(|error| match error {
-            Error::Manifest(crate::snapshot::Error::File(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Error::NoSnapshot(reference.into())
-            }
+            Error::NoSnapshot(_) => Error::NoSnapshot(reference.into()),
             other => other,
         })
     }
@@ -123,7 +121,13 @@ impl Store {
 
     pub(super) fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
         let dir = self.snapshot_dir(digest);
-        let (manifest, found) = Manifest::read(&dir)?;
+        let (manifest, found) = Manifest::read(&dir).map_err(|error| match error {
+            crate::snapshot::Error::File(error) if error.kind() == io::ErrorKind::NotFound => match dir.is_dir() {
+                true => Error::Damaged { path: dir.join(MANIFEST), why: "it is missing".into() },
+                false => Error::NoSnapshot(digest.to_string()),
+            },
+            other => other.into(),
+        })?;
         if found != *digest {
             return Err(Error::Damaged { path: dir.join(MANIFEST), why: format!("its digest is {found}") });
         }

@@ -142,7 +142,11 @@ impl<'a> Lineage<'a> {
     ) -> Result<BTreeSet<Digest>, Failure> {
         let name = reference.parse::<Name>();
         match (house.store().lookup(reference), name) {
-            (Ok(digest), _) => Ok(self.above(digest).chain(self.below(digest)).collect()),
+            (Ok(digest), _) => {
+                let below = self.below(digest);
+                leaves.retain(|leaf| below.contains(&leaf.on));
+                Ok(self.above(digest).chain(below).collect())
+            }
             (Err(_), Ok(machine)) => {
                 view::check_machine(&machine, family, &self.views.values().copied().cloned().collect::<Vec<_>>())?;
                 leaves.retain(|leaf| leaf.name == machine);

@@ -131,7 +131,7 @@ pub fn since(created: u64) -> Duration {
 /// All snapshots, the oldest first.
 pub fn views(family: &Family, usage: &Usage) -> Vec<View> {
     let mut views: Vec<_> = family.snapshots.iter().map(|listed| View::of(listed, usage)).collect();
-    views.sort_by(|a, b| (a.created, a.name()).cmp(&(b.created, b.name())));
+    views.sort_by_key(|view| (view.created, view.name()));
     views
 }
 

@@ -1,5 +1,7 @@
 //! `catnap snapshot diff`: what changed between two snapshots.
 
+mod memory;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,8 +15,6 @@ use crate::disk::{self, Changes, Format};
 use crate::snapshot::{Digest, Disk};
 use crate::spec::Size;
 use crate::store::{Snapshot, Store};
-
-mod memory;
 
 /// Show what changed between two snapshots
 #[derive(clap::Args)]
@@ -150,7 +150,7 @@ impl Difference {
             ("memory", change(a.memory_bytes.map(Size), b.memory_bytes.map(Size))),
             ("own size", change(Some(ui::amount(a.sizes.own)), Some(ui::amount(b.sizes.own)))),
             ("shared", change(Some(ui::amount(a.sizes.shared)), Some(ui::amount(b.sizes.shared)))),
-            ("pages", self.memory.to_text()),
+            ("contents", self.memory.to_text()),
         ];
         rows.extend(self.disks.iter().map(|disk| (disk.device.as_str(), disk.to_text())));
         let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
