@@ -40,10 +40,11 @@ fn remove_first(by: &[Dependent]) -> String {
     };
     let machines = names(|by| matches!(by, Dependent::Machine { .. }));
     let snapshots = names(|by| matches!(by, Dependent::Snapshot { .. }));
+    let or_merge = if machines.is_empty() { ", or catnap snapshot rm --merge" } else { "" };
     let commands = [("catnap rm", machines), ("catnap snapshot rm", snapshots)];
     let commands =
         commands.iter().filter(|(_, names)| !names.is_empty()).map(|(verb, names)| format!("{verb} {names}"));
-    commands.collect::<Vec<_>>().join(" and ") + " first"
+    commands.collect::<Vec<_>>().join(" and ") + " first" + or_merge
 }
 
 impl From<image::Error> for Failure {

@@ -13,6 +13,7 @@
 mod family;
 mod links;
 mod machines;
+mod merge;
 mod names;
 mod removal;
 mod snapshots;

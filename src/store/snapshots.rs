@@ -60,6 +60,13 @@ impl Store {
     /// The manifest's digests are believed: whoever made the files has just computed them, and whoever got
     /// them from elsewhere has checked them.
     pub fn publish(&self, staging: Staging, manifest: &Manifest, name: &str) -> Result<Snapshot, Error> {
+        let snapshot = self.publish_nameless(staging, manifest)?;
+        self.set_name(name, &snapshot.digest)?;
+        Ok(snapshot)
+    }
+
+    /// The same without the name.
+    pub(super) fn publish_nameless(&self, staging: Staging, manifest: &Manifest) -> Result<Snapshot, Error> {
         let bytes = manifest.to_bytes()?;
         let digest = Digest::of(&bytes);
         let dir = self.snapshot_dir(&digest);
@@ -79,7 +86,6 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace_damaged(&snapshot, &staging)?,
             Err(error) => return Err(error.into()),
         }
-        self.set_name(name, &digest)?;
         Ok(snapshot)
     }
 

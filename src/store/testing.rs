@@ -1,6 +1,7 @@
 //! Stores and snapshots for tests.
 
 use std::fs;
+use std::path::Path;
 
 use super::{Error, Snapshot, Store};
 use crate::disk::{Format, create_from_raw, create_overlay};
@@ -40,10 +41,14 @@ enum Content {
     Filled(u8),
 }
 
+/// What is done to a disk, by its folder and the name of its top layer, before it is sealed.
+type Touch = Box<dyn FnOnce(&Store, &Path, &str)>;
+
 /// A snapshot that is being put together.
 pub struct Made {
     manifest: Manifest,
     files: Vec<(String, Role, Content)>,
+    touch: Option<Touch>,
 }
 
 impl Made {
@@ -52,7 +57,7 @@ impl Made {
         let mut manifest = Manifest::new(kind, name, 1_700_000_000);
         let machine = Machine { cpus: 1, memory: 1 << 28, max_cpus: 1, max_memory: 1 << 28, cmdline: String::new() };
         manifest.machine = name.contains('@').then_some(machine);
-        Made { manifest, files: Vec::new() }
+        Made { manifest, files: Vec::new(), touch: None }
     }
 
     /// Changes the manifest.
@@ -101,12 +106,23 @@ impl Made {
         self.with_file(&name, Role::Disk, content).with_disk(&name, old.backing.clone())
     }
 
-    /// Memory: all of it, or the difference to that of another snapshot.
+    /// Memory that nobody reads: all of it, or the difference to that of another snapshot.
     pub fn memory(self, parent: Option<&Snapshot>) -> Made {
-        let memory = MemoryInfo { parent: parent.map(|parent| parent.digest), bytes: 4096 };
+        self.memory_of(parent, &[1; 8192], &[2; 64])
+    }
+
+    /// The same with memory of this content.
+    pub fn memory_of(self, parent: Option<&Snapshot>, data: &[u8], index: &[u8]) -> Made {
+        let memory = MemoryInfo { parent: parent.map(|parent| parent.digest), bytes: data.len() as u64 };
         self.with(|manifest| manifest.memory = Some(memory))
-            .with_file("memory", Role::Memory, Content::Bytes(vec![1; 8192]))
-            .with_file("memory.index", Role::MemoryIndex, Content::Bytes(vec![2; 64]))
+            .with_file("memory", Role::Memory, Content::Bytes(data.into()))
+            .with_file("memory.index", Role::MemoryIndex, Content::Bytes(index.into()))
+    }
+
+    /// Does something to the disk before it is sealed.
+    pub fn touch(mut self, touch: impl FnOnce(&Store, &Path, &str) + 'static) -> Made {
+        self.touch = Some(Box::new(touch));
+        self
     }
 
     fn with_file(mut self, name: &str, role: Role, content: Content) -> Made {
@@ -138,6 +154,9 @@ impl Made {
                     create_from_raw(&raw, &path).unwrap();
                     fs::remove_file(&raw).unwrap();
                 }
+            }
+            if let Some(touch) = self.touch.take_if(|_| self.manifest.disks.first().is_some_and(|d| d.file == name)) {
+                touch(store, staging.dir(), &name);
             }
             self.manifest.files.push(describe(staging.dir(), &name, role).unwrap());
         }

@@ -194,6 +194,31 @@ fn what_is_needed_stays_and_goes_with_what_needs_it() {
 }
 
 #[test]
+fn what_is_needed_goes_when_others_take_it_over() {
+    let house = House::new();
+    let store = house.store();
+    let of = family(&store);
+    machine(&store, "ben", &of.tuesday);
+    house.catnap("snapshot rm --merge anna@monday").refuses(4, "the machine ben is made from anna@tuesday");
+    house.catnap("rm ben").gives("ben\n");
+    house.catnap("snapshot rm --merge --dry-run anna@monday").gives("anna@monday\n");
+    assert!(of.monday.dir.exists());
+    let said = house.catnap("snapshot rm --merge anna@monday");
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "anna@monday\n"), "{said:?}");
+    assert!(said.err.contains("with the same content: anna@tuesday"), "{said:?}");
+    assert!(!of.monday.dir.exists() && !of.tuesday.dir.exists());
+    assert_eq!(house.catnap("snapshot verify").code, Some(0));
+    let tuesday = store.resolve("anna@tuesday").unwrap();
+    assert_eq!(fs::read(tuesday.dir.join("memory")).unwrap(), [vec![1; 4096], vec![2; 4096], vec![3; 4096]].concat());
+    assert_eq!(tuesday.manifest.memory.unwrap().parent, None);
+    // Several at once, of which some are made anew on the way.
+    let said = house.catnap("snapshot rm --merge kitten anna@tuesday");
+    assert_eq!(said.code, Some(0), "{said:?}");
+    house.catnap("snapshot ls -q --all").gives("anna@later\n");
+    assert_eq!(house.catnap("snapshot verify").code, Some(0));
+}
+
+#[test]
 fn a_snapshot_stays_until_its_last_name_goes() {
     let house = House::new();
     let store = house.store();

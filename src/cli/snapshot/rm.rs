@@ -64,8 +64,9 @@ pub fn remove(house: &House, references: &[String], merge: bool, dry_run: bool) 
         let said = references.iter().map(|reference| format!("{reference}\n")).collect::<String>();
         removed.map_err(Failure::from).and_then(|()| ui::data(said)).unwrap_or_else(&mut fail);
     }
-    for refusal in stuck {
-        fail(if merge { cannot_merge(refusal) } else { refusal.into() });
+    for ((digest, references), refusal) in stuck {
+        let done = if merge { merge_away(store, &digest, &references, dry_run) } else { Err(refusal.into()) };
+        done.unwrap_or_else(&mut fail);
     }
     Ok(first.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
 }
@@ -75,11 +76,26 @@ fn exists(store: &Store, digest: &Digest) -> Result<(), Error> {
     store.lookup(&digest.to_string()).map(|_| ())
 }
 
-/// The seam for merging: makes what depends on a snapshot independent of it. Until it can, it refuses.
-fn cannot_merge(refusal: Error) -> Failure {
-    let failure = Failure::from(refusal);
-    Failure { error: format!("{}; this catnap cannot merge it into what needs it", failure.error), ..failure }
+/// Removes a snapshot that others need, and tells which were made anew for that.
+fn merge_away(store: &Store, digest: &Digest, references: &[String], dry_run: bool) -> Result<(), Failure> {
+    if dry_run {
+        store.check_merge(digest)?;
+    } else {
+        // It may have been made anew itself, in place of one that went before it.
+        let named = references.iter().find_map(|reference| store.lookup(reference).ok());
+        let digest = named.unwrap_or(*digest);
+        let progress = ui::Progress::begin("Merging");
+        let anew = store.merge_snapshot(&digest, |step| progress.say(format!("Merging: {step}")))?;
+        drop(progress);
+        if !anew.is_empty() {
+            ui::note(format!("Made anew, with the same content: {}", anew.join(", ")));
+        }
+    }
+    ui::data(references.iter().map(|reference| format!("{reference}\n")).collect::<String>())
 }
+
+/// A snapshot, and the references that mean it.
+type Means = (Digest, Vec<String>);
 
 /// What is to be removed: for each snapshot, the references that mean it.
 #[derive(Default)]
@@ -110,17 +126,18 @@ impl Wanted {
         Ok(taken)
     }
 
-    /// The snapshots in an order in which each is needed by none that comes later, and a refusal for each that
-    /// something else needs.
-    fn order(mut self, family: &Family) -> (Vec<(Digest, Vec<String>)>, Vec<Error>) {
+    /// The snapshots in an order in which each is needed by none that comes later, and those that something else
+    /// needs, each with a refusal.
+    fn order(mut self, family: &Family) -> (Vec<Means>, Vec<(Means, Error)>) {
         let (mut order, mut gone) = (Vec::new(), BTreeSet::new());
         while let Some(digest) = self.0.keys().find(|on| family.dependents_without(on, &gone).is_empty()).copied() {
             gone.insert(digest);
             order.extend(self.0.remove_entry(&digest));
         }
-        let refusal = |(digest, references): (Digest, Vec<String>)| {
-            let of = references.first().cloned().unwrap_or_else(|| digest.short());
-            Error::Needed { of, by: family.dependents_without(&digest, &gone) }
+        let refusal = |means: Means| {
+            let of = means.1.first().cloned().unwrap_or_else(|| means.0.short());
+            let by = family.dependents_without(&means.0, &gone);
+            (means, Error::Needed { of, by })
         };
         (order, self.0.into_iter().map(refusal).collect())
     }
