@@ -19,6 +19,7 @@ impl From<store::Error> for Failure {
             store::Error::MachineTaken(name) => {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
             }
+            store::Error::SnapshotTaken(_) => is(Code::Refused).hint("another tag, or catnap snapshot rm"),
             store::Error::Running(name) => is(Code::Refused).hint(format!("catnap stop {name}")),
             store::Error::DiskTooSmall { .. } => is(Code::Usage).hint("a larger --disk-size"),
             store::Error::Manifest(snapshot::Error::Later { .. }) => is(Code::Refused).hint("a later catnap"),

@@ -10,8 +10,10 @@ use super::record::Record;
 use crate::control::protocol::{self, Ended, Status};
 use crate::control::{Client, Code, Failure};
 use crate::image;
-use crate::machine::Files;
-use crate::snapshot::Role;
+use crate::machine::{Files, Layer, Saved};
+use crate::mem::layout;
+use crate::snapshot::memory::MAX_LENGTH;
+use crate::snapshot::{MAX_STATE, Role};
 use crate::spec::{Forward, MachineSpec, Name};
 use crate::store::{Condition, Machine, Snapshot, Store};
 use crate::sys::files;
@@ -146,6 +148,24 @@ impl House {
         })
     }
 
+    /// What a machine wakes from: the state and memory of a snapshot, checked.
+    pub fn saved(&self, snapshot: &str) -> Result<Saved, Failure> {
+        let snapshot = self.store.resolve(snapshot)?;
+        let layer = |of: &Snapshot| {
+            let path = |role| of.file(role).ok_or_else(|| no_memory(of));
+            Ok(Layer {
+                index_path: path(Role::MemoryIndex)?,
+                index: self.store.read_checked(of, Role::MemoryIndex, MAX_LENGTH)?,
+                memory: path(Role::Memory)?,
+            })
+        };
+        let layers = self.store.memory_chain(&snapshot)?.iter().map(layer).collect::<Result<Vec<_>, Failure>>()?;
+        let path = snapshot.file(Role::State).ok_or_else(|| no_memory(&snapshot))?;
+        let state = self.store.read_checked(&snapshot, Role::State, MAX_STATE)?;
+        let shape = snapshot.manifest.machine.as_ref().ok_or_else(|| no_memory(&snapshot))?;
+        Ok(Saved::new(snapshot.digest, &path, &state, &layers, &layout::ram(shape.memory))?)
+    }
+
     /// A machine as it is listed.
     pub fn view(&self, machine: &Machine) -> Result<View, Failure> {
         let condition = machine.condition()?;
@@ -185,6 +205,11 @@ impl House {
         self.store.verify_quickly(&image)?;
         Ok(image)
     }
+}
+
+fn no_memory(snapshot: &Snapshot) -> Failure {
+    Failure::new(Code::Refused, format!("the snapshot {} has no memory to wake", snapshot.manifest.name))
+        .hint("--cold boots it from its disk")
 }
 
 /// The kernel's command line of a machine.

@@ -12,6 +12,11 @@ use crate::control::{Client, Code, Failure};
 use crate::store::Machine;
 use crate::sys::process::{self, Detached};
 
+/// The last word of a monitor's command line when it wakes a machine: whether that stays who it was.
+pub const KEEP: &str = "keep";
+/// See [`KEEP`].
+pub const RENEW: &str = "renew";
+
 /// How many lines of a log an error shows.
 const TAIL: usize = 15;
 /// A guest that has shown nothing for so long makes KVM itself suspicious.
@@ -32,8 +37,20 @@ pub enum Report {
     },
 }
 
-/// Boots a machine. When that fails, nothing of it runs any more.
-pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Status, Failure> {
+/// What a machine is started from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Its disk: it boots.
+    Disk,
+    /// The memory of the snapshot that it was made from: it wakes.
+    Nap {
+        /// Whether it is a copy that must be told from its original.
+        new_identity: bool,
+    },
+}
+
+/// Starts a machine and waits until its agent answers. When that fails, nothing of it runs any more.
+pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -> Result<Status, Failure> {
     checks::memory(machine.spec.memory)?;
     checks::ports(house, &machine.spec)?;
     checks::kvm_quickly()?;
@@ -49,16 +66,31 @@ pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Sta
         console_before: logs::length(&console),
         console,
         monitor_log: machine.monitor_log()?,
-        progress: ui::Progress::begin(format!("Booting {name}")),
+        progress: ui::Progress::begin(format!("{} {name}", from.verb())),
+        verb: from.verb(),
     };
     let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
-    let mut monitor = process::spawn_detached(&program, &["monitor", name.as_str()], &boot.monitor_log)
+    let words: &[&str] = match from {
+        From::Disk => &["monitor", name.as_str()],
+        From::Nap { new_identity: false } => &["monitor", name.as_str(), &machine.spec.image, KEEP],
+        From::Nap { new_identity: true } => &["monitor", name.as_str(), &machine.spec.image, RENEW],
+    };
+    let mut monitor = process::spawn_detached(&program, words, &boot.monitor_log)
         .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
     let booted = boot.ready(&mut monitor).and_then(|()| boot.answering());
     if booted.is_err() {
         boot.end(&mut monitor);
     }
     booted
+}
+
+impl From {
+    fn verb(self) -> &'static str {
+        match self {
+            From::Disk => "Booting",
+            From::Nap { .. } => "Waking",
+        }
+    }
 }
 
 /// A boot that is under way.
@@ -70,6 +102,7 @@ struct Boot<'a> {
     console_before: u64,
     monitor_log: PathBuf,
     progress: ui::Progress,
+    verb: &'static str,
 }
 
 impl Boot<'_> {
@@ -125,7 +158,7 @@ impl Boot<'_> {
         if self.progress.is_seen() {
             let line = logs::tail(&self.console, 1);
             let line: String = line.trim().chars().take(60).collect();
-            self.progress.say(format!("Booting {}: {line}", self.machine.spec.name));
+            self.progress.say(format!("{} {}: {line}", self.verb, self.machine.spec.name));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The verbs: one file each. Here they are gathered, grouped for the help, and their results become exit codes.
 
 mod checks;
+mod clone;
 mod completion;
 mod console;
 mod doctor;
@@ -15,6 +16,7 @@ mod monitor;
 mod pause;
 mod ps;
 mod record;
+mod restore;
 mod rm;
 mod run;
 mod snapshot;
@@ -68,7 +70,9 @@ Inside a machine:
   logs        Show what a machine's console has shown
 
 Snapshots:
-  snapshot    List, show, compare, check and remove snapshots
+  snapshot    Take, list, compare, check and remove snapshots
+  restore     Wake a machine from a snapshot
+  clone       Make new machines from one snapshot
 
 This host:
   image       Make, list and remove base images
@@ -100,6 +104,8 @@ enum Verb {
     Console(console::Args),
     Logs(logs::Args),
     Snapshot(snapshot::Args),
+    Restore(restore::Args),
+    Clone(clone::Args),
     Image(image::Args),
     Doctor(doctor::Args),
     Completion(completion::Args),
@@ -109,9 +115,11 @@ enum Verb {
 pub fn main() -> ExitCode {
     // Not for people, and in no help: the process that is a machine. It goes by clap, which takes longer than
     // all that a monitor does before its guest runs.
-    let mut words = std::env::args().skip(1);
-    if let (Some("monitor"), Some(name), None) = (words.next().as_deref(), words.next(), words.next()) {
-        return monitor::main(&name);
+    let words: Vec<String> = std::env::args().skip(1).take(4).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["monitor", name] => return monitor::main(name, None),
+        ["monitor", name, snapshot, identity] => return monitor::main(name, Some((snapshot, identity))),
+        _ => {}
     }
     let outcome = match Cli::parse().verb {
         Verb::Run(args) => run::run(args),
@@ -126,6 +134,8 @@ pub fn main() -> ExitCode {
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
         Verb::Snapshot(args) => snapshot::run(args),
+        Verb::Restore(args) => restore::run(args),
+        Verb::Clone(args) => clone::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completion(args) => completion::run(args),

@@ -1,5 +1,6 @@
-//! `catnap monitor MACHINE`, not for people: the process that is a machine. `run` and `start` start it, detached; it reports
-//! through its standard output when the machine runs, and lives until the guest has ended.
+//! `catnap monitor MACHINE [SNAPSHOT keep|renew]`, not for people: the process that is a machine. `run`, `start`
+//! and `restore` start it, detached; it reports through its standard output when the machine runs, and lives
+//! until the guest has ended.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::home::House;
-use super::launch::Report;
+use super::launch::{self, Report};
 use super::record::Record;
 use crate::control::api::Api;
 use crate::control::host::Host;
 use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
-use crate::control::{Code, Failure};
-use crate::machine::{Files, Machine};
+use crate::control::{Code, Failure, Keeper};
+use crate::machine::{Files, Machine, Origin, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
 use crate::sys::limits;
@@ -25,12 +26,13 @@ const SHUTDOWN: u32 = 30;
 /// How long answers that are under way may take to get out at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Is the monitor of the machine `name` until its guest has ended; gives the process's exit code.
-pub fn main(name: &str) -> ExitCode {
+/// Is the monitor of the machine `name` until its guest has ended; gives the process's exit code. With `nap`, a
+/// snapshot's digest and what becomes of the machine's identity, the machine wakes in place of booting.
+pub fn main(name: &str, nap: Option<(&str, &str)>) -> ExitCode {
     // Before any thread starts: all of them leave these signals to the one that waits for them.
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
-    match signals.map_err(|error| Failure::while_doing("signals", error)).and_then(|signals| be(name, signals)) {
+    match signals.map_err(|error| Failure::while_doing("signals", error)).and_then(|signals| be(name, nap, signals)) {
         Ok(Ended::Crash { why }) => {
             tracing::error!("the guest crashed: {why}");
             ExitCode::from(Code::Failed as u8)
@@ -46,9 +48,9 @@ pub fn main(name: &str) -> ExitCode {
     }
 }
 
-fn be(name: &str, signals: Signals) -> Result<Ended, Failure> {
+fn be(name: &str, nap: Option<(&str, &str)>, signals: Signals) -> Result<Ended, Failure> {
     let name = name.parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()));
-    let started = name.and_then(|name| start(&name));
+    let started = name.and_then(|name| start(&name, nap));
     report(match &started {
         Ok(_) => Report::Ready { pid: std::process::id() },
         Err(failure) => Report::Failed(failure.clone()),
@@ -75,19 +77,24 @@ struct Monitor {
 }
 
 /// Builds and starts everything.
-fn start(name: &Name) -> Result<Monitor, Failure> {
+fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     let house = House::open()?;
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
     limits::raise_open_files().map_err(|error| Failure::while_doing("the limit of open files", error))?;
     let files = house.files(&stored)?;
-    let host = Arc::new(Host::new(stored.spec.clone()));
+    let keeper = Keeper { store: house.store().clone(), machine: stored.clone(), files: files.clone() };
+    let host = Arc::new(Host::new(stored.spec.clone(), Some(keeper)));
     // Before the machine is built, so that those who ask meanwhile hear that it is starting.
     let path = stored.control_socket()?;
     let socket = |error| Failure::while_doing(format!("the control socket {}", path.display()), error);
     let (server, listener) = Server::bind(&path).map_err(socket)?;
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).map_err(socket)?;
-    let built = Machine::new(&stored.spec, &files).map_err(Failure::from);
+    let origin = match nap {
+        None => Ok(Origin::Boot),
+        Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
+    };
+    let built = origin.and_then(|origin| Ok(Machine::new(&stored.spec, &files, origin)?));
     let machine = match built.and_then(|machine| host.start(&machine).map(|()| machine)) {
         Ok(machine) => machine,
         Err(failure) => {
@@ -95,6 +102,10 @@ fn start(name: &Name) -> Result<Monitor, Failure> {
             return Err(failure);
         }
     };
+    if let Some((_, identity)) = nap {
+        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
+        machine.tell_agent(Wakeup { new_identity }).map_err(|error| Failure::while_doing("the waker", error))?;
+    }
     lock.started()?;
     let record = Record::begin();
     record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
@@ -112,7 +123,7 @@ impl Monitor {
         });
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
-            Ok(Machine::new(&self.stored.spec, &self.files)?)
+            Ok(Machine::new(&self.stored.spec, &self.files, Origin::Boot)?)
         });
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {

@@ -89,7 +89,8 @@ pub fn run(args: Args) -> Outcome {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,
     };
-    if let Err(failure) = launch::launch(&house, &machine, Duration::from_secs(args.timeout.into())) {
+    if let Err(failure) = launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()))
+    {
         if let Err(error) = house.store().remove_machine(&machine.spec.name) {
             ui::warn(format!("{} could not be removed: {error}", machine.spec.name));
         }

@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Outcome {
             return Err(Failure::new(Code::Refused, format!("{name} runs already")).hint("catnap ps"));
         }
         house.image(&machine.spec.image)?;
-        launch::launch(&house, &machine, Duration::from_secs(args.timeout.into()))?;
+        launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()))?;
         announce(&machine.spec)
     })?;
     match args.names.as_slice() {

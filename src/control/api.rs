@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::failure::{Code, Failure};
 use super::host::Host;
 use super::http::{self, Request};
-use super::protocol::{MAX_WAIT, STREAM, Wait};
+use super::protocol::{MAX_WAIT, STREAM, SnapshotEvent, SnapshotRequest, Wait};
 use super::server::Handler;
 use crate::machine::State;
 
@@ -28,6 +29,8 @@ enum Answer {
     Status,
     /// The connection becomes the guest's console.
     Console,
+    /// The connection tells how a snapshot comes about.
+    Snapshot(SnapshotRequest),
     /// The connection is joined to a fresh one to the guest's agent, which has been told what is wanted.
     Agent(UnixStream),
 }
@@ -38,6 +41,7 @@ impl Handler for Api {
             Err(failure) => http::fail(&mut stream, &failure),
             Ok(Answer::Status) => http::respond(&mut stream, 200, &serde_json::to_vec(&self.0.status())?),
             Ok(Answer::Console) => console(&self.0, stream, &request.early),
+            Ok(Answer::Snapshot(wanted)) => snapshot(&self.0, stream, wanted),
             Ok(Answer::Agent(agent)) => join(stream, agent, &request.early),
         }
     }
@@ -60,6 +64,11 @@ impl Api {
                 must_upgrade(request)?;
                 host.guest()?;
                 return Ok(Answer::Console);
+            }
+            ("POST", "/v1/snapshot") => {
+                must_upgrade(request)?;
+                host.guest()?;
+                return Ok(Answer::Snapshot(body(request)?));
             }
             ("POST", "/v1/exec") => return self.agent(request, agent::Request::Exec(body(request)?)),
             ("POST", "/v1/agent") => return self.agent(request, body(request)?),
@@ -114,6 +123,33 @@ fn wanted_wait(request: &Request) -> Result<Option<(Wait, Duration)>, Failure> {
         Ok(seconds) if seconds <= MAX_WAIT => Ok(Some((what, Duration::from_secs(seconds.into())))),
         _ => Err(Failure::new(Code::Usage, format!("`{seconds}` seconds cannot be waited: 0 to {MAX_WAIT} can"))),
     }
+}
+
+/// Takes a snapshot and tells the client how far it is. A client that goes away does not want it any more.
+fn snapshot(host: &Host, mut stream: UnixStream, wanted: SnapshotRequest) -> io::Result<()> {
+    http::upgrade(&mut stream)?;
+    // To see whether the client is still there, without waiting for it to say anything.
+    stream.set_nonblocking(true)?;
+    let tell = |event: &SnapshotEvent| -> io::Result<()> {
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        // Some hundred bytes fit into the socket unless the client has long stopped reading.
+        (&stream).write_all(&line)
+    };
+    let watch = |progress| match (&stream).read(&mut [0]) {
+        Ok(0) => ControlFlow::Break(()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => ControlFlow::Break(()),
+        _ => match tell(&SnapshotEvent::Progress(progress)) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        },
+    };
+    let taken = host.keeper().and_then(|keeper| keeper.take(&*host.guest()?, &wanted, &watch));
+    stream.set_nonblocking(false)?;
+    tell(&match taken {
+        Ok(taken) => SnapshotEvent::Done(taken),
+        Err(failure) => SnapshotEvent::Failed(failure),
+    })
 }
 
 /// Joins a connection to the guest's console, over reboots, until either ends.

@@ -1,6 +1,7 @@
 //! Speaks to a machine's monitor. Used by the command line, and by whatever else steers machines.
 
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,11 +10,15 @@ use catnap_guest::protocol as agent;
 use serde::Serialize;
 
 use super::failure::{Code, Failure};
-use super::protocol::{MAX_BODY, MAX_HEAD, STREAM, Status, Stop, Wait};
+use super::protocol::{MAX_BODY, MAX_HEAD, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait};
+use crate::machine::Progress;
 use crate::sys::local;
 
 /// How long a monitor may take beyond the time that a request asks it to wait.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often someone who waits for a snapshot is asked whether to go on.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Why a request was not fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +112,45 @@ impl Client {
     /// Shuts the guest down and returns when it has ended.
     pub fn stop(&self, stop: Stop) -> Result<Status, Error> {
         self.ask("POST", "/v1/stop", &stop, Duration::from_secs(stop.seconds.into()))
+    }
+
+    /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new.
+    pub fn snapshot(
+        &self,
+        request: &SnapshotRequest,
+        mut watch: impl FnMut(Option<Progress>) -> ControlFlow<()>,
+    ) -> Result<Taken, Error> {
+        let mut stream = self.stream("POST", "/v1/snapshot", request)?;
+        stream.set_read_timeout(Some(GLANCE)).map_err(|error| self.io(error))?;
+        let mut line = Vec::new();
+        loop {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(0) => return Err(self.nonsense("it ended without a word of the snapshot")),
+                Ok(_) if byte[0] != b'\n' && line.len() < MAX_BODY => line.push(byte[0]),
+                Ok(_) => {
+                    match serde_json::from_slice(&line).map_err(|error| self.nonsense(error))? {
+                        SnapshotEvent::Done(taken) => return Ok(taken),
+                        SnapshotEvent::Failed(failure) => return Err(Error::Failure(failure)),
+                        SnapshotEvent::Progress(progress) if watch(Some(progress)).is_break() => break,
+                        SnapshotEvent::Progress(_) => {}
+                    }
+                    line.clear();
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    if watch(None).is_break() {
+                        break;
+                    }
+                }
+                Err(error) => return Err(self.io(error)),
+            }
+        }
+        Err(Error::Failure(Failure::new(Code::Failed, "the snapshot was cancelled")))
     }
 
     /// The guest's console, as a stream: first what it has shown so far.

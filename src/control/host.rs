@@ -13,6 +13,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,8 +22,10 @@ use catnap_guest::protocol::Hello;
 
 use super::failure::{Code, Failure};
 use super::protocol::{Ended, State, Status, Stop, Wait};
-use crate::machine::{self, End, Machine};
+use super::snapshots::{Keeper, Watch};
+use crate::machine::{self, Captured, End, Machine};
 use crate::spec::MachineSpec;
+use crate::sys::process;
 
 /// What the control protocol needs of a machine.
 pub trait Guest: Send + Sync + 'static {
@@ -48,6 +51,8 @@ pub trait Guest: Send + Sync + 'static {
     fn agent(&self) -> io::Result<UnixStream>;
     /// What its agent said when it was ready; waits for that up to `time`.
     fn hello(&self, time: Duration) -> Option<Hello>;
+    /// Takes its disk and, if wanted, state and memory into a folder.
+    fn capture(&self, dir: &Path, with_memory: bool, watch: Watch<'_>) -> Result<Captured<'_>, Failure>;
 }
 
 impl Guest for Machine {
@@ -84,6 +89,9 @@ impl Guest for Machine {
     fn hello(&self, time: Duration) -> Option<Hello> {
         Machine::hello(self, time)
     }
+    fn capture(&self, dir: &Path, with_memory: bool, watch: Watch<'_>) -> Result<Captured<'_>, Failure> {
+        Ok(Machine::capture(self, dir, with_memory, watch)?)
+    }
 }
 
 /// The longest time that a guest's end or a rebuild may take before it counts as stuck.
@@ -94,6 +102,7 @@ const GLANCE: Duration = Duration::from_millis(200);
 /// The guest of this process.
 pub struct Host {
     spec: MachineSpec,
+    keeper: Option<Keeper>,
     begun: Instant,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -103,15 +112,21 @@ pub struct Host {
 struct Inner {
     guest: Option<Arc<dyn Guest>>,
     boots: u32,
+    running_since_us: u64,
     /// Requests to stop that are under way: then a reboot is an end.
     stopping: u32,
     ended: Option<Ended>,
 }
 
 impl Host {
-    /// A host whose guest is still to be put in.
-    pub fn new(spec: MachineSpec) -> Host {
-        Host { spec, begun: Instant::now(), inner: Mutex::default(), changed: Condvar::new() }
+    /// A host whose guest is still to be put in, and who keeps its snapshots.
+    pub fn new(spec: MachineSpec, keeper: Option<Keeper>) -> Host {
+        Host { spec, keeper, begun: Instant::now(), inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Who keeps the machine's snapshots.
+    pub fn keeper(&self) -> Result<&Keeper, Failure> {
+        self.keeper.as_ref().ok_or_else(|| Failure::new(Code::Refused, "this machine has no store for its snapshots"))
     }
 
     /// Puts a guest in, so that requests reach it, and starts it.
@@ -121,6 +136,7 @@ impl Host {
         inner.boots += 1;
         // Under the lock, so that nobody pauses or stops what does not run yet.
         let started = guest.start();
+        inner.running_since_us = process::monotonic_us();
         if started.is_err() {
             inner.guest = None;
         }
@@ -257,6 +273,7 @@ impl Host {
     pub fn status(&self) -> Status {
         let inner = self.lock();
         let (guest, ended, boots) = (inner.guest.clone(), inner.ended.clone(), inner.boots);
+        let running_since_us = inner.running_since_us;
         drop(inner);
         let state = match (&ended, guest.as_ref().map(|guest| guest.state())) {
             (Some(_), _) | (None, Some(machine::State::Ended(_))) => State::Ended,
@@ -274,6 +291,7 @@ impl Host {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             machine: self.spec.clone(),
+            running_since_us,
         }
     }
 

@@ -1,7 +1,8 @@
 //! How a machine is spoken to from outside its process: HTTP with JSON over a Unix socket.
 //!
 //! `docs/control.md` describes the protocol for people. [`protocol`] has its words, [`http`] its envelope,
-//! [`server`] takes connections, [`host`] holds the guest over its reboots and [`api`] answers for it.
+//! [`server`] takes connections, [`host`] holds the guest over its reboots, [`api`] answers for it and
+//! [`snapshots`] takes snapshots of it.
 //! [`client`] is what everything else uses.
 
 pub mod api;
@@ -11,9 +12,11 @@ pub mod host;
 pub mod http;
 pub mod protocol;
 pub mod server;
+pub mod snapshots;
 
 pub use client::Client;
 pub use failure::{Code, Failure};
+pub use snapshots::Keeper;
 
 #[cfg(test)]
 mod tests;

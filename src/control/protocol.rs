@@ -4,7 +4,11 @@
 use catnap_guest::protocol::Hello;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Progress;
+use crate::snapshot::Kind;
 use crate::spec::MachineSpec;
+
+use super::failure::Failure;
 
 /// The protocol that a connection is upgraded to for a stream of bytes.
 pub const STREAM: &str = "catnap-stream";
@@ -35,6 +39,9 @@ pub struct Status {
     pub version: String,
     /// What the machine was started with.
     pub machine: MachineSpec,
+    /// When the vCPUs first ran, in microseconds of the host's CLOCK_MONOTONIC.
+    #[serde(default)]
+    pub running_since_us: u64,
 }
 
 /// What a machine with a monitor does.
@@ -84,6 +91,63 @@ impl Stop {
     fn seconds() -> u32 {
         30
     }
+}
+
+/// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON; a client
+/// that closes the connection before the end cancels the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The name that the snapshot gets, such as `anna@monday`.
+    pub name: String,
+    /// What it captures.
+    #[serde(default)]
+    pub mode: Mode,
+    /// A note for people.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// What a snapshot of a running machine captures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Disks, memory and machine state.
+    #[default]
+    Live,
+    /// Disks, as a power cut would leave them.
+    Crash,
+    /// Disks, after the agent froze the filesystems.
+    Quiesced,
+}
+
+/// A line of a snapshot's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotEvent {
+    /// How far it is.
+    Progress(Progress),
+    /// It is in the store. The last line.
+    Done(Taken),
+    /// It came to nothing. The last line.
+    Failed(Failure),
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its name.
+    pub name: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// What it captures.
+    pub kind: Kind,
+    /// How long the guest stood still, in microseconds.
+    pub pause_us: u64,
+    /// Bytes of guest memory that were written.
+    pub bytes_written: u64,
+    /// Milliseconds from the request to the snapshot in the store.
+    pub duration_ms: u64,
 }
 
 /// What `GET /v1/machine` can wait for.

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -17,7 +17,8 @@ use super::failure::{Code, Failure};
 use super::host::{Guest, Host};
 use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
-use crate::machine::{self, End};
+use super::snapshots::Watch;
+use crate::machine::{self, Captured, End};
 use crate::spec::{MachineSpec, Size};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -47,6 +48,9 @@ impl Paper {
 }
 
 impl Guest for Paper {
+    fn capture(&self, _: &Path, _: bool, _: Watch<'_>) -> Result<Captured<'_>, Failure> {
+        Err(Failure::new(Code::Failed, "paper has no memory"))
+    }
     fn start(&self) -> Result<(), Failure> {
         self.resume()
     }
@@ -127,15 +131,18 @@ struct House {
 fn house(deaf: bool) -> House {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("control.sock");
-    let host = Arc::new(Host::new(MachineSpec {
-        name: "anna".parse().unwrap(),
-        image: "sha256:00".into(),
-        cpus: 1,
-        memory: Size::mib(256),
-        append: String::new(),
-        kernel: None,
-        forwards: Vec::new(),
-    }));
+    let host = Arc::new(Host::new(
+        MachineSpec {
+            name: "anna".parse().unwrap(),
+            image: "sha256:00".into(),
+            cpus: 1,
+            memory: Size::mib(256),
+            append: String::new(),
+            kernel: None,
+            forwards: Vec::new(),
+        },
+        None,
+    ));
     let (server, listener) = Server::bind(&path).unwrap();
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).unwrap();
     let guest = Paper::new(deaf);

@@ -95,6 +95,11 @@ impl Prepared {
         self.put_back()
     }
 
+    /// Leaves the folder as it is now, for a machine that does not run: what it wrote is sealed by that.
+    pub fn keep(mut self) {
+        self.new = None;
+    }
+
     /// Whether it was made for the disk with this top and this length.
     pub(super) fn fits(&self, top: &Layer, len: u64) -> bool {
         self.old == (top.fence.identity(), len)

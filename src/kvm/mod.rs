@@ -6,11 +6,13 @@
 pub mod cpuid;
 mod entry;
 pub mod probe;
+mod state;
 mod team;
 mod vcpu;
 mod vm;
 
 pub use entry::Entry;
+pub use state::{VcpuState, VmState};
 pub use team::{End, Switch, Team};
 pub use vcpu::Vcpu;
 pub use vm::Vm;
@@ -65,6 +67,9 @@ pub enum Error {
         /// KVM's answer.
         source: kvm_ioctls::Error,
     },
+    /// A saved state that this KVM cannot take.
+    #[error("the saved state has {0}")]
+    Saved(&'static str),
     /// KVM did not take one of the MSRs.
     #[error("KVM refused MSR {0:#x}")]
     Msr(u32),

@@ -138,6 +138,7 @@ impl Team {
 
     /// Lets the vCPUs run. `false` when the machine has ended.
     pub fn resume(&self) -> bool {
+        self.vcpus.iter().for_each(|vcpu| vcpu.excuse_pause());
         self.order(Order::Run)
     }
 

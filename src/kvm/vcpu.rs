@@ -3,7 +3,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{Address, End, Entry, Error, Io, entry};
+use super::state::vcpu::Host;
+use super::{Address, End, Entry, Error, Io, VcpuState, entry};
 use crate::sys::kick;
 
 /// One vCPU.
@@ -49,6 +50,17 @@ impl Vcpu {
         let fd = self.lock();
         entry::as_firmware_leaves_it(&fd)?;
         if self.id == 0 { entry.apply(&fd) } else { Ok(()) }
+    }
+
+    /// The state of a vCPU that stands still.
+    pub(super) fn save(&self, host: &Host) -> Result<VcpuState, Error> {
+        VcpuState::save(&self.lock(), host)
+    }
+
+    /// Tells the guest that it was stopped on purpose, so that its watchdogs do not take the pause for a hang.
+    /// A vCPU whose kvm-clock is off has nobody to tell (KVM API, KVM_KVMCLOCK_CTRL: EINVAL).
+    pub(super) fn excuse_pause(&self) {
+        let _ = self.lock().kvmclock_ctrl();
     }
 
     /// Waits for the vCPU to stand still and keeps it there for as long as the guard lives.

@@ -1,9 +1,12 @@
-use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Vcpu, ioctl};
+use super::state::vcpu::Host;
+use super::{Error, Vcpu, VcpuState, VmState, ioctl};
 use crate::mem::{GuestMemory, layout};
 
 /// A virtual machine of KVM: memory slots, interrupt controllers, clock; and the maker of vCPUs.
@@ -11,7 +14,9 @@ pub struct Vm {
     kvm: Kvm,
     fd: VmFd,
     /// Keeps the memory that the slots point to mapped for as long as the VM can touch it.
-    _mem: GuestMemory,
+    mem: GuestMemory,
+    /// What saving and restoring vCPUs needs to know.
+    host: Host,
 }
 
 /// What the monitor relies on, with names for people.
@@ -67,18 +72,65 @@ impl Vm {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
 
-        for (slot, region) in mem.iter().enumerate() {
+        let listed = kvm.get_msr_index_list().map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?;
+        let host = Host::new(listed.as_slice(), fd.check_extension_int(Cap::Xsave2).try_into().unwrap_or(0));
+        let vm = Vm { kvm, fd, mem, host };
+        vm.set_slots(0)?;
+        Ok(vm)
+    }
+
+    /// Gives every region of guest memory its slot, or changes the slots' flags.
+    fn set_slots(&self, flags: u32) -> Result<(), Error> {
+        for (slot, region) in self.mem.iter().enumerate() {
             let slot = kvm_userspace_memory_region {
                 slot: slot as u32,
                 guest_phys_addr: region.start_addr().0,
                 memory_size: region.len(),
                 userspace_addr: region.mapping().as_ptr() as u64,
-                flags: 0,
+                flags,
             };
             // SAFETY: the slot is one mapping of exactly this length, and the VM holds a reference to it.
-            unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+            unsafe { self.fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Vm { kvm, fd, _mem: mem })
+        Ok(())
+    }
+
+    /// From now on KVM notes which pages vCPUs write to.
+    pub fn log_dirty_pages(&self) -> Result<(), Error> {
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
+    }
+
+    /// Takes what KVM has noted since the last call: for each region of guest memory a bit per page of 4 KiB,
+    /// the lowest first.
+    pub fn take_dirty_log(&self) -> Result<Vec<Vec<u64>>, Error> {
+        let of_slot = |(slot, region): (usize, &crate::mem::Ram)| {
+            self.fd.get_dirty_log(slot as u32, region.len() as usize).map_err(ioctl("KVM_GET_DIRTY_LOG"))
+        };
+        self.mem.iter().enumerate().map(of_slot).collect()
+    }
+
+    /// What KVM holds of the machine as a whole and of each vCPU. No vCPU may run.
+    pub fn save(&self, vcpus: &[std::sync::Arc<Vcpu>]) -> Result<(VmState, Vec<VcpuState>), Error> {
+        let mut saved = vcpus.iter().map(|vcpu| vcpu.save(&self.host)).collect::<Result<Vec<_>, _>>()?;
+        // Their counters are one counter to the guest, and were read one after the other.
+        if let Some(tsc) = saved.first().and_then(VcpuState::tsc) {
+            saved.iter_mut().for_each(|vcpu| vcpu.set_tsc(tsc));
+        }
+        Ok((VmState::save(&self.fd)?, saved))
+    }
+
+    /// Makes the vCPUs of a saved machine. Its interrupt controllers are put back first, for the vCPUs' own to
+    /// find them.
+    pub fn restore(&self, vm: &VmState, vcpus: &[VcpuState]) -> Result<Vec<Vcpu>, Error> {
+        vm.restore_chips(&self.fd)?;
+        let restore = |(state, id): (&VcpuState, u32)| {
+            let fd = self.fd.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+            state.restore(&fd, &self.host)?;
+            Ok(Vcpu::new(id, fd))
+        };
+        let restored = vcpus.iter().zip(0..).map(restore).collect::<Result<_, Error>>()?;
+        vm.restore_clock(&self.fd)?;
+        Ok(restored)
     }
 
     /// Makes vCPU `id` of `count`, with its CPUID set and its registers as after a reset.

@@ -39,10 +39,7 @@ impl Greeting {
         let heard = small("greeting").spawn(move || {
             let hello = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| read_line(&mut &stream));
             match hello {
-                Ok(hello) => {
-                    *listener.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
-                    listener.came.notify_all();
-                }
+                Ok(hello) => listener.take(hello),
                 Err(error) => tracing::warn!("the guest said no proper hello: {error}"),
             }
             listener.listening.store(false, Ordering::Release);
@@ -50,6 +47,12 @@ impl Greeting {
         if heard.is_err() {
             self.listening.store(false, Ordering::Release);
         }
+    }
+
+    /// The agent is up, and has said this.
+    pub fn take(&self, hello: Hello) {
+        *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(hello);
+        self.came.notify_all();
     }
 
     /// Waits up to `timeout` for the hello.

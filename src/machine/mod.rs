@@ -1,10 +1,26 @@
-//! A machine: the only room that knows both `kvm` and `devices`. It builds one, runs it, and pauses it.
+//! A machine: the only room that knows both `kvm` and `devices`. It builds one, runs it, pauses it, and takes
+//! snapshots of it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | the machine: what it is made of, how it runs and pauses |
+//! | `board.rs`, `devices.rs` | which device sits where; how they are made |
+//! | `states.rs` | the devices' states, saved and put back |
+//! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
+//! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
+//! | `waker.rs`, `greeting.rs` | telling the guest's agent that it woke; hearing from it that it is up |
+//! | `console.rs`, `forward.rs` | the serial console; TCP ports |
 
 mod board;
+mod capture;
 mod console;
+mod devices;
 mod forward;
 mod greeting;
+pub mod memory_file;
 mod states;
+mod wake;
+mod waker;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,28 +30,26 @@ use std::time::Duration;
 
 use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
 
-use crate::devices::i8042::I8042;
-use crate::devices::power::{Power, PowerRequest, PowerState};
-use crate::devices::rtc::{Rtc, RtcState};
-use crate::devices::serial::{Serial, SerialState};
-use crate::devices::virtio::block::{Block, BlockState};
 use crate::devices::virtio::gate::Gate;
-use crate::devices::virtio::mmio::Mmio;
-use crate::devices::virtio::rng::{Rng, RngState};
-use crate::devices::virtio::state::MmioState;
-use crate::devices::virtio::vsock::{self, Vsock, VsockState};
+use crate::devices::virtio::vsock;
 use crate::devices::virtio::worker::Worker;
-use crate::devices::{self, virtio};
-use crate::disk::{self, Access, Format};
+use crate::devices::{self as device_room, virtio};
+use crate::disk;
 use crate::kvm::{self, Switch, Team, Vm};
+use crate::mem::{self, GuestMemory};
 use crate::spec::MachineSpec;
-use crate::{boot, mem};
+use crate::{boot, snapshot};
 
 pub use crate::kvm::End;
+pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
-pub use states::{DeviceState, Virtio};
+pub use states::{DeviceStates, Virtio};
+pub use wake::{Layer, Saved};
+pub use waker::Wakeup;
 
 use board::Board;
+use capture::Tracking;
+use devices::Devices;
 use forward::Forwarder;
 use greeting::Greeting;
 
@@ -84,7 +98,7 @@ pub enum Error {
     Disk(#[from] disk::Error),
     /// A device.
     #[error(transparent)]
-    Device(#[from] devices::Error),
+    Device(#[from] device_room::Error),
     /// A virtio device.
     #[error(transparent)]
     Virtio(#[from] virtio::Error),
@@ -105,6 +119,29 @@ pub enum Error {
     /// A thread or a descriptor.
     #[error("the host has no more threads or descriptors: {0}")]
     Host(#[source] io::Error),
+    /// A snapshot's file cannot be used to wake from.
+    #[error("{path} cannot be woken from: {why}")]
+    Unsound {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The state of the machine cannot be written down.
+    #[error("the machine's state cannot be saved: {0}")]
+    State(#[from] snapshot::StateError),
+    /// A snapshot's memory.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// A file of a snapshot under way.
+    #[error(transparent)]
+    File(#[from] crate::sys::files::Error),
+    /// Writing guest memory.
+    #[error(transparent)]
+    MemoryFile(#[from] memory_file::Error),
+    /// Whoever wanted the snapshot does not want it any more.
+    #[error("the snapshot was cancelled")]
+    Cancelled,
     /// Too many devices.
     #[error("a machine has room for {0} virtio devices")]
     NoSlot(u32),
@@ -128,43 +165,43 @@ pub struct Machine {
     greeting: Arc<Greeting>,
     console: Console,
     /// Owns the interrupt lines' and doorbells' way through KVM, which closes with it, and the slots' memory.
-    _vm: Vm,
+    vm: Vm,
+    mem: GuestMemory,
+    files: Files,
     /// Held while the machine is paused or resumed, so that two requests do not cross.
     pausing: Mutex<()>,
+    /// Held while a snapshot is taken: there is one at a time.
+    tracking: Mutex<Tracking>,
 }
 
-/// Every device that has a state.
-struct Devices {
-    serial: Arc<Mutex<Serial>>,
-    power: Arc<Mutex<Power>>,
-    rtc: Arc<Mutex<Rtc>>,
-    root: Arc<Mutex<Mmio<Block>>>,
-    rng: Arc<Mutex<Mmio<Rng>>>,
-    vsock: Arc<Mutex<Mmio<Vsock>>>,
+/// What a machine starts from.
+pub enum Origin {
+    /// Its kernel.
+    Boot,
+    /// A snapshot with memory.
+    Wake(Box<Saved>),
 }
 
 impl Machine {
-    /// Builds everything and puts the kernel into memory. The vCPUs do not run yet.
-    pub fn new(spec: &MachineSpec, files: &Files) -> Result<Arc<Machine>, Error> {
+    /// Builds everything, and puts the kernel into memory or the saved state where it belongs. The vCPUs do not
+    /// run yet.
+    pub fn new(spec: &MachineSpec, files: &Files, origin: Origin) -> Result<Arc<Machine>, Error> {
         let log = &files.console_log;
         let console = Console::new(log).map_err(|source| Error::Console { path: log.clone(), source })?;
-        let mem = mem::allocate(spec.memory.bytes())?;
+        let (mem, saved) = match origin {
+            Origin::Boot => (mem::allocate(spec.memory.bytes())?, None),
+            Origin::Wake(saved) => (saved.memory.clone(), Some(saved)),
+        };
         let vm = Vm::new(mem.clone(), spec.cpus)?;
         let switch = Switch::new();
 
         let mut board = Board::new(&vm);
-        let devices = Devices::new(&mut board, &mem, files, &console, &switch)?;
-        let entry = boot::load(
-            &mem,
-            &boot::Sources {
-                kernel: &files.kernel,
-                initrd: files.initrd.as_deref(),
-                command_line: &files.cmdline,
-                acpi: board.describe(spec.cpus),
-            },
-        )?;
-        let vcpus = (0..spec.cpus).map(|id| vm.vcpu(id, spec.cpus)).collect::<Result<Vec<_>, _>>()?;
-        vcpus.iter().try_for_each(|vcpu| vcpu.reset(entry))?;
+        let states = saved.as_ref().map(|saved| saved.devices.clone()).unwrap_or_default();
+        let devices = Devices::new(states, &mut board, &mem, files, &console, &switch)?;
+        let vcpus = match &saved {
+            Some(saved) => vm.restore(&saved.vm, &saved.vcpus)?,
+            None => boot_vcpus(spec, files, &vm, &mem, &board)?,
+        };
 
         let vsock = lock(&devices.vsock).device().handle();
         let greeting = Greeting::expect(&vsock, HOST_PORT);
@@ -172,6 +209,13 @@ impl Machine {
         let gate = Arc::new(Gate::default());
         let workers = devices.workers(&gate).map_err(Error::Host)?;
         let team = Team::new(vcpus, board.finish(), switch.clone())?;
+        let tracking = match saved {
+            None => Tracking::default(),
+            Some(saved) => {
+                devices.kick_all();
+                Tracking::since(saved.base, &vm)?
+            }
+        };
         Ok(Arc::new(Machine {
             _forwarder: forwarder,
             team,
@@ -182,8 +226,11 @@ impl Machine {
             vsock,
             greeting,
             console,
-            _vm: vm,
+            vm,
+            mem,
+            files: files.clone(),
             pausing: Mutex::default(),
+            tracking: Mutex::new(tracking),
         }))
     }
 
@@ -216,13 +263,6 @@ impl Machine {
         }
         self.gate.open();
         if self.team.resume() { Ok(()) } else { Err(Error::Ended) }
-    }
-
-    /// The states of all devices. They mean something only while the machine is paused, so they are `None`
-    /// when it is not.
-    pub fn device_states(&self) -> Option<Vec<DeviceState>> {
-        let _alone = lock(&self.pausing);
-        (self.state() == State::Paused).then(|| self.devices.states())
     }
 
     /// What the machine is doing.
@@ -259,59 +299,35 @@ impl Machine {
         self.vsock.open(AGENT_PORT)
     }
 
+    /// Tells the agent, from a thread of its own, that the machine woke.
+    pub fn tell_agent(self: &Arc<Machine>, wakeup: Wakeup) -> io::Result<()> {
+        waker::start(self, wakeup)
+    }
+
     /// What the agent said when it was ready; waits for that up to `timeout`.
     pub fn hello(&self, timeout: Duration) -> Option<Hello> {
         self.greeting.wait(timeout)
     }
 }
 
-impl Devices {
-    fn new(
-        board: &mut Board<'_>,
-        mem: &mem::GuestMemory,
-        files: &Files,
-        console: &Console,
-        switch: &Switch,
-    ) -> Result<Devices, Error> {
-        let line = board.line(board::SERIAL_GSI)?;
-        let serial = Arc::new(Mutex::new(Serial::new(SerialState::default(), line, console.output())?));
-        console.connect(&serial);
-        board.at_ports(board::SERIAL, serial.clone());
-
-        let ender = switch.clone();
-        let on_request = Box::new(move |request| {
-            ender.end(match request {
-                PowerRequest::Off => End::PowerOff,
-                PowerRequest::Reset => End::Reboot,
-            });
-        });
-        let line = board.line(board::POWER_GSI)?;
-        let power = Arc::new(Mutex::new(Power::new(PowerState::default(), line, on_request)));
-        board.at_ports(board::POWER, power.clone());
-
-        let rtc = Arc::new(Mutex::new(Rtc::new(RtcState::default())));
-        board.at_ports(board::RTC, rtc.clone());
-        let ender = switch.clone();
-        let i8042 = I8042::new(Box::new(move || ender.end(End::Reboot)));
-        board.at_ports(board::I8042, Arc::new(Mutex::new(i8042)));
-
-        let disk = disk::open(&files.disk, Format::Qcow2, Access::ReadWrite, &files.disk_root)?;
-        let block = Block::new(BlockState::default(), disk, "root", false)?;
-        let root = board.in_slot(|line| Mmio::new(MmioState::default(), block, mem.clone(), line))?;
-        let rng = Rng::new(RngState::default());
-        let rng = board.in_slot(|line| Mmio::new(MmioState::default(), rng, mem.clone(), line))?;
-        let vsock = Vsock::new(VsockState::default())?;
-        let vsock = board.in_slot(|line| Mmio::new(MmioState::default(), vsock, mem.clone(), line))?;
-        Ok(Devices { serial, power, rtc, root, rng, vsock })
-    }
-
-    fn workers(&self, gate: &Arc<Gate>) -> io::Result<Vec<Worker>> {
-        Ok(vec![
-            Worker::spawn("root disk", self.root.clone(), gate.clone())?,
-            Worker::spawn("rng", self.rng.clone(), gate.clone())?,
-            Worker::spawn("vsock", self.vsock.clone(), gate.clone())?,
-        ])
-    }
+/// Puts the kernel into memory and makes vCPUs that begin with it.
+fn boot_vcpus(
+    spec: &MachineSpec,
+    files: &Files,
+    vm: &Vm,
+    mem: &GuestMemory,
+    board: &Board<'_>,
+) -> Result<Vec<kvm::Vcpu>, Error> {
+    let sources = boot::Sources {
+        kernel: &files.kernel,
+        initrd: files.initrd.as_deref(),
+        command_line: &files.cmdline,
+        acpi: board.describe(spec.cpus),
+    };
+    let entry = boot::load(mem, &sources)?;
+    let vcpus = (0..spec.cpus).map(|id| vm.vcpu(id, spec.cpus)).collect::<Result<Vec<_>, _>>()?;
+    vcpus.iter().try_for_each(|vcpu| vcpu.reset(entry))?;
+    Ok(vcpus)
 }
 
 /// A device or a flag whose holder panicked is still a device: what it did is in the log.

@@ -1,4 +1,4 @@
-//! The states of all devices, for a snapshot.
+//! The states of all devices, as they are saved and put back.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,28 +12,31 @@ use crate::devices::virtio::mmio::Mmio;
 use crate::devices::virtio::rng::RngState;
 use crate::devices::virtio::state::MmioState;
 use crate::devices::virtio::vsock::VsockState;
+use crate::snapshot::{MachineState, StateError};
 
-/// What is saved of one device. The list is closed: a device that is added without a place here cannot be
-/// part of a machine's states, and the compiler says so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "device", rename_all = "snake_case", deny_unknown_fields)]
-pub enum DeviceState {
+/// What is saved of the devices. The default is that of a machine which was never on.
+///
+/// [`DeviceStates::put`], [`DeviceStates::take`] and [`Devices::states`] name every field, so a device that is
+/// added here and forgotten there does not compile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStates {
     /// The serial port.
-    Serial(SerialState),
+    pub serial: SerialState,
     /// Sleep, reset and the power button.
-    Power(PowerState),
+    pub power: PowerState,
     /// The real-time clock.
-    Rtc(RtcState),
+    pub rtc: RtcState,
     /// The root disk's slot and chip.
-    RootDisk(Virtio<BlockState>),
+    pub root: Virtio<BlockState>,
     /// The entropy source's slot and chip.
-    Rng(Virtio<RngState>),
+    pub rng: Virtio<RngState>,
     /// The socket device's slot and chip.
-    Vsock(Virtio<VsockState>),
+    pub vsock: Virtio<VsockState>,
 }
 
 /// A virtio device: the registers and queues of its slot, and its chip.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Virtio<S> {
     /// Registers and queues.
     pub mmio: MmioState,
@@ -47,18 +50,63 @@ impl<S> Virtio<S> {
     }
 }
 
+impl DeviceStates {
+    /// Adds a part for each device; the numbers are the versions of what each saves.
+    pub fn put(&self, to: &mut MachineState) -> Result<(), StateError> {
+        let DeviceStates { serial, power, rtc, root, rng, vsock } = self;
+        to.put("serial", 1, serial)?;
+        to.put("power", 1, power)?;
+        to.put("rtc", 1, rtc)?;
+        to.put("root-disk", 1, root)?;
+        to.put("rng", 1, rng)?;
+        to.put("vsock", 1, vsock)
+    }
+
+    /// Takes every device's part out.
+    pub fn take(from: &mut MachineState) -> Result<DeviceStates, StateError> {
+        Ok(DeviceStates {
+            serial: from.take("serial", 1)?,
+            power: from.take("power", 1)?,
+            rtc: from.take("rtc", 1)?,
+            root: from.take("root-disk", 1)?,
+            rng: from.take("rng", 1)?,
+            vsock: from.take("vsock", 1)?,
+        })
+    }
+}
+
 impl Devices {
     /// The states of devices that stand still.
-    pub(super) fn states(&self) -> Vec<DeviceState> {
-        // Taken apart, so that a new device cannot be forgotten.
+    pub(super) fn states(&self) -> DeviceStates {
         let Devices { serial, power, rtc, root, rng, vsock } = self;
-        vec![
-            DeviceState::Serial(lock(serial).state()),
-            DeviceState::Power(lock(power).state()),
-            DeviceState::Rtc(lock(rtc).state()),
-            DeviceState::RootDisk(Virtio::of(&lock(root))),
-            DeviceState::Rng(Virtio::of(&lock(rng))),
-            DeviceState::Vsock(Virtio::of(&lock(vsock))),
-        ]
+        DeviceStates {
+            serial: lock(serial).state(),
+            power: lock(power).state(),
+            rtc: lock(rtc).state(),
+            root: Virtio::of(&lock(root)),
+            rng: Virtio::of(&lock(rng)),
+            vsock: Virtio::of(&lock(vsock)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_found_again_and_none_may_be_missing() {
+        let mut states = DeviceStates::default();
+        states.serial.scratch = 7;
+        states.root.chip.sectors = Some(2048);
+        let mut saved = MachineState::default();
+        states.put(&mut saved).unwrap();
+        let bytes = saved.to_bytes().unwrap();
+        let mut read = MachineState::parse(&bytes).unwrap();
+        assert_eq!(DeviceStates::take(&mut read).unwrap(), states);
+        read.finish().unwrap();
+        let mut without = MachineState::parse(&bytes).unwrap();
+        without.take::<serde_json::Value>("rng", 1).unwrap();
+        assert!(matches!(DeviceStates::take(&mut without), Err(StateError::Count { kind: "rng", found: 0, .. })));
     }
 }

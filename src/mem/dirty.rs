@@ -56,6 +56,11 @@ impl Dirty {
         Ok(Dirty { regions: regions.collect() })
     }
 
+    /// Forgets what devices changed: for whoever is about to write all of memory.
+    pub fn forget(mem: &GuestMemory) {
+        mem.iter().for_each(|region| drop(region.dirty().get_and_reset()));
+    }
+
     /// Puts everything back into the bits of the same guest's regions, so that it is taken again the next time.
     /// For a snapshot that failed.
     pub fn put_back(&self, mem: &GuestMemory) {

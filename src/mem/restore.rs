@@ -79,7 +79,7 @@ struct Plan {
 ///
 /// The files are not needed any more afterwards, but nobody may ever write or shorten them: much of memory is
 /// read from them only when it is touched.
-pub fn restore(regions: &[(GuestAddress, u64)], pieces: &[Piece], files: &[File]) -> Result<GuestMemory, Error> {
+pub fn restore(regions: &[(GuestAddress, u64)], pieces: &[Piece], files: &[&File]) -> Result<GuestMemory, Error> {
     check_lengths(pieces, files)?;
     let by_region = split(regions, pieces)?;
     let mut plans: Vec<Plan> = Vec::new();
@@ -102,7 +102,7 @@ pub fn restore(regions: &[(GuestAddress, u64)], pieces: &[Piece], files: &[File]
 }
 
 /// Every piece of a file must be in it: a mapping that goes on behind a file's end kills who touches it.
-fn check_lengths(pieces: &[Piece], files: &[File]) -> Result<(), Error> {
+fn check_lengths(pieces: &[Piece], files: &[&File]) -> Result<(), Error> {
     let mut needed = vec![0; files.len()];
     for piece in pieces {
         let Source::File { file, offset } = piece.source else { continue };
@@ -187,13 +187,13 @@ fn reach(pieces: &[Piece], file: usize, offset: u64) -> (usize, u64) {
 }
 
 /// Maps the extents, then puts the patches into place.
-fn fill(ram: &Ram, plan: &Plan, files: &[File]) -> Result<(), Error> {
+fn fill(ram: &Ram, plan: &Plan, files: &[&File]) -> Result<(), Error> {
     // In `split`, everything was found to lie in the region, whose length is that of a mapping.
     let at = |address: u64| (address - ram.start_addr().0) as usize;
     let mapping = ram.mapping();
     for extent in &plan.extents {
         mapping
-            .map_file(at(extent.address), extent.length as usize, &files[extent.file], extent.offset)
+            .map_file(at(extent.address), extent.length as usize, files[extent.file], extent.offset)
             .map_err(|source| Error::File { file: extent.file, source })?;
     }
     // By file and place, so that pages that are scattered in memory and neighbours in the file are read at once.
@@ -230,7 +230,7 @@ fn advise(mapping: &Mapping, start: usize, end: usize) {
 
 /// Reads what is one range in a file into the places where it belongs. Of each: the file, the offset in it, the
 /// offset in the mapping, the length.
-fn read(mapping: &Mapping, batch: &[(usize, u64, usize, u64)], files: &[File]) -> Result<(), Error> {
+fn read(mapping: &Mapping, batch: &[(usize, u64, usize, u64)], files: &[&File]) -> Result<(), Error> {
     let Some(&(file, mut offset, ..)) = batch.first() else { return Ok(()) };
     let buffer = |&(_, _, at, length): &(usize, u64, usize, u64)| {
         // SAFETY: the ranges are in the mapping, which nobody else has yet, and do not overlap each other.

@@ -221,6 +221,9 @@ pub struct Machine {
     /// The kernel's command line.
     #[serde(default)]
     pub cmdline: String,
+    /// The words in it that the user added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
 }
 
 impl Kind {

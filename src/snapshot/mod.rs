@@ -6,8 +6,10 @@
 mod digest;
 mod manifest;
 pub mod memory;
+mod state;
 
 pub use digest::Digest;
 pub use manifest::{
     Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, MemoryInfo, Need, Role, describe,
 };
+pub use state::{MAX_STATE, MachineState, STATE, StateError};

@@ -10,6 +10,7 @@
 //!
 //! Whatever appears in the first four appears by a rename, whole and synced.
 
+mod chains;
 mod family;
 mod links;
 mod machines;
@@ -78,6 +79,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The name stands for a snapshot already.
+    #[error("there is a snapshot {0} already")]
+    SnapshotTaken(String),
     /// No such machine.
     #[error("there is no machine {0}")]
     NoMachine(Name),

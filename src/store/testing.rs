@@ -55,7 +55,8 @@ impl Made {
     /// One with nothing in it. One that is not an image (by its name) has a machine.
     pub fn new(kind: Kind, name: &str) -> Made {
         let mut manifest = Manifest::new(kind, name, 1_700_000_000);
-        let machine = Machine { cpus: 1, memory: 1 << 28, max_cpus: 1, max_memory: 1 << 28, cmdline: String::new() };
+        let (cmdline, append) = (String::new(), String::new());
+        let machine = Machine { cpus: 1, memory: 1 << 28, max_cpus: 1, max_memory: 1 << 28, cmdline, append };
         manifest.machine = name.contains('@').then_some(machine);
         Made { manifest, files: Vec::new(), touch: None }
     }

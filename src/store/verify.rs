@@ -1,10 +1,10 @@
 //! Whether a snapshot's files are what its manifest says.
 //!
 //! Reading all of a snapshot for its digests takes too long to do at every start. So when that was done, a
-//! stamp of each file is kept: its length, inode and times. As long as the stamps agree, nobody wrote to the
-//! file by any ordinary way, because the kernel moves `ctime` on every change and programs cannot set it.
-//! When one differs, everything is read again. Damage below the filesystem goes unseen until then: `verify`
-//! always reads.
+//! stamp of each file is kept: its length, inode and time of last change. As long as the stamps agree, nobody
+//! wrote to the file by any ordinary way. (`ctime` would tell even of those who turn the time back, but it moves
+//! with every hard link, and snapshots share files by hard links.) When one differs, everything is read again.
+//! Damage below the filesystem goes unseen until then: `verify` always reads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
@@ -28,7 +28,6 @@ struct Stamp {
     device: u64,
     inode: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Stamp {
@@ -38,7 +37,6 @@ impl Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }
@@ -47,7 +45,10 @@ type Stamps = BTreeMap<String, Stamp>;
 
 /// Files that were read already: one that several snapshots share need not be read for each of them.
 #[derive(Debug, Default)]
-pub struct Seen(HashMap<(u64, u64), (Stamp, Digest)>);
+pub struct Seen(HashMap<(u64, u64), (Changed, Digest)>);
+
+/// The length of a file and its time of change, which the kernel moves with every write.
+type Changed = (u64, i64, i64);
 
 impl Store {
     /// Reads every file of the snapshot and checks its digest; `done` is told of every piece that was read,
@@ -71,13 +72,14 @@ impl Store {
             let damaged = |why: String| Error::Damaged { path: path.clone(), why };
             let open = self.open_file(snapshot, &file.name)?;
             // The stamp is taken first: a change while we read must not get a stamp that covers it.
-            let stamp = Stamp::of(&open.metadata().at("open", &path)?);
+            let metadata = open.metadata().at("open", &path)?;
+            let (stamp, changed) = (Stamp::of(&metadata), (metadata.len(), metadata.ctime(), metadata.ctime_nsec()));
             if stamp.size != file.size {
                 return Err(damaged(format!("it has {} bytes in place of {}", stamp.size, file.size)));
             }
             let inode = (stamp.device, stamp.inode);
             let found = match seen.0.get(&inode) {
-                Some((known, digest)) if *known == stamp => *digest,
+                Some((known, digest)) if *known == changed => *digest,
                 _ => {
                     let mut watched = Watched { from: open, tell: |bytes| done(&file.name, bytes) };
                     Digest::of_all(&mut watched).at("read", &path)?
@@ -86,7 +88,7 @@ impl Store {
             if found != file.digest {
                 return Err(damaged(format!("its digest is {found} in place of {}", file.digest)));
             }
-            seen.0.insert(inode, (stamp.clone(), found));
+            seen.0.insert(inode, (changed, found));
             stamps.insert(file.name.clone(), stamp);
         }
         self.keep_stamps(snapshot, &stamps)
@@ -279,7 +281,7 @@ mod tests {
         store.verify_quickly(&snapshot).unwrap();
         assert_eq!(fs::read(&stamps).unwrap(), before);
         std::thread::sleep(Duration::from_millis(10));
-        fs::set_permissions(snapshot.dir.join("kernel"), fs::Permissions::from_mode(0o444)).unwrap();
+        File::open(snapshot.dir.join("kernel")).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
         store.verify_quickly(&snapshot).unwrap();
         assert_ne!(fs::read(&stamps).unwrap(), before, "not read again");
         for rubbish in ["", "{}", "\u{0}"] {

@@ -10,6 +10,7 @@ pub mod http;
 pub mod inside;
 pub mod monitor;
 pub mod namespace;
+pub mod naps;
 pub mod net;
 pub mod ran;
 pub mod terminal;

@@ -1,5 +1,6 @@
-//! `catnap snapshot`: what is done with snapshots that are in the store.
+//! `catnap snapshot`: taking snapshots, and looking after those that are there.
 
+pub mod create;
 mod diff;
 mod inspect;
 mod ls;
@@ -11,7 +12,7 @@ mod view;
 
 use super::Outcome;
 
-/// List, show, compare, check and remove snapshots
+/// Take, list, compare, check and remove snapshots
 #[derive(clap::Args)]
 #[command(after_help = "\
 A snapshot is named MACHINE@TAG, or by its digest: `sha256:` and as many digits as tell it from others. A base \
@@ -19,6 +20,7 @@ image, such as kitten, is a snapshot too. What a snapshot needs is never removed
 the memory that its own is a difference to.
 
 Examples:
+  catnap snapshot create anna@monday
   catnap snapshot ls
   catnap snapshot tree anna
   catnap snapshot diff anna@monday anna@tuesday
@@ -34,6 +36,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Verb {
+    Create(create::Args),
     Ls(ls::Args),
     Tree(tree::Args),
     Inspect(inspect::Args),
@@ -46,6 +49,7 @@ enum Verb {
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
     match args.verb {
+        Verb::Create(args) => create::run(args),
         Verb::Ls(args) => ls::run(args),
         Verb::Tree(args) => tree::run(args),
         Verb::Inspect(args) => inspect::run(args),

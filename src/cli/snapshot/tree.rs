@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
 
 use serde::Serialize;
 
@@ -202,15 +201,11 @@ fn leaves(house: &House, family: &Family, lineage: &Lineage<'_>) -> Vec<Leaf> {
     leaves
 }
 
-/// The newest snapshot that was taken of the machine, if any was taken since it was made, or else the one that it
-/// was made from.
+/// The last snapshot that was taken of the machine, if any is there, or else the one that it was made from.
 fn grew_from(machine: &Machine, lineage: &Lineage<'_>) -> Option<Digest> {
-    let made_from: Digest = machine.spec.image.parse().ok()?;
-    let made = machine.dir.join("machine.json").metadata().and_then(|file| file.modified()).ok()?;
-    let made = made.duration_since(UNIX_EPOCH).ok()?.as_secs();
-    let below = lineage.below(made_from).into_iter().filter_map(|digest| lineage.views.get(&digest));
-    let mine = below.filter(|view| view.is_of(&machine.spec.name) && view.created >= made);
-    Some(mine.max_by_key(|view| view.created).map_or(made_from, |view| view.digest))
+    let last = machine.last_snapshot().ok().and_then(|last| last.parse().ok());
+    let last = last.filter(|last| lineage.views.contains_key(last));
+    last.or_else(|| machine.spec.image.parse().ok())
 }
 
 impl Line<'_> {

@@ -66,7 +66,7 @@ fn long_pieces_are_mapped_short_ones_read_and_zeros_left_alone() {
         zeros(HIGH + 5 * PAGE, 3),
     ];
     let regions = [(GuestAddress(0), 683 * PAGE), (GuestAddress(HIGH), 8 * PAGE)];
-    let mem = restore(&regions, &pieces, &files).unwrap();
+    let mem = restore(&regions, &pieces, &files.each_ref()).unwrap();
     assert_is(&mem, &pieces);
     let rams: Vec<&Ram> = mem.iter().collect();
     assert_eq!(rams.iter().map(|ram| ram.is_anonymous()).collect::<Vec<_>>(), [false, true]);
@@ -80,7 +80,7 @@ fn long_pieces_are_mapped_short_ones_read_and_zeros_left_alone() {
     assert_is(&mem, &[zeros(0, 25), data(25 * PAGE, 5, 0, 25)]);
     assert!(rams[0].bitmap().dirty_at(0) && !rams[0].bitmap().dirty_at(25 << 12));
     mem.write_slice(&vec![0xff; 683 << 12], GuestAddress(0)).unwrap();
-    assert_is(&restore(&regions, &pieces, &copies).unwrap(), &pieces);
+    assert_is(&restore(&regions, &pieces, &copies.each_ref()).unwrap(), &pieces);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn scattered_pages_over_a_base_are_one_mapping() {
     let pieces: Vec<Piece> = (0..PAGES / 20)
         .flat_map(|n| [data(n * 20 * PAGE, 1, 1, n), data((n * 20 + 1) * PAGE, 19, 0, n * 20 + 1)])
         .collect();
-    let mem = restore(&[(GuestAddress(0), PAGES * PAGE)], &pieces, &files).unwrap();
+    let mem = restore(&[(GuestAddress(0), PAGES * PAGE)], &pieces, &files.each_ref()).unwrap();
     assert_is(&mem, &pieces);
     assert_eq!(mappings(mem.iter().next().unwrap()), 2, "the first page comes before the mapping");
 }
@@ -102,7 +102,7 @@ fn the_number_of_mappings_is_bounded() {
     let one = file(1, 16 * 10);
     let turn = |n: u64| [data(n * 48 * PAGE, 16, 0, n % 10 * 16), zeros((n * 48 + 16) * PAGE, 32)];
     let pieces: Vec<Piece> = (0..TURNS).flat_map(turn).collect();
-    let mem = restore(&[(GuestAddress(0), TURNS * 48 * PAGE)], &pieces, &[one]).unwrap();
+    let mem = restore(&[(GuestAddress(0), TURNS * 48 * PAGE)], &pieces, &[&one]).unwrap();
     assert!(mappings(mem.iter().next().unwrap()) < 2 * MAX_EXTENTS);
     assert_is(&mem, &pieces[..200]);
     assert_is(&mem, &pieces[pieces.len() - 200..]);
@@ -130,7 +130,10 @@ fn a_random_mix_of_layers_is_restored_page_by_page() {
             });
             page += count;
         }
-        assert_is(&restore(&[(GuestAddress(0), 1000 * PAGE)], &pieces, &files).unwrap(), &pieces);
+        assert_is(
+            &restore(&[(GuestAddress(0), 1000 * PAGE)], &pieces, &files.iter().collect::<Vec<_>>()).unwrap(),
+            &pieces,
+        );
     }
 }
 
@@ -138,15 +141,15 @@ fn a_random_mix_of_layers_is_restored_page_by_page() {
 fn short_files_are_refused_before_anything_is_mapped() {
     let files = [file(1, 30)];
     let regions = [(GuestAddress(0), 40 * PAGE)];
-    let error = restore(&regions, &[data(0, 31, 0, 0), zeros(31 * PAGE, 9)], &files).unwrap_err();
+    let error = restore(&regions, &[data(0, 31, 0, 0), zeros(31 * PAGE, 9)], &files.each_ref()).unwrap_err();
     assert!(matches!(error, Error::TooShort { file: 0, length: 122_880, needed: 126_976 }), "{error}");
     files[0].set_len(30 * PAGE - 1).unwrap();
-    assert!(matches!(restore(&regions, &[data(0, 40, 0, 0)], &files), Err(Error::TooShort { .. })));
+    assert!(matches!(restore(&regions, &[data(0, 40, 0, 0)], &files.each_ref()), Err(Error::TooShort { .. })));
 }
 
 #[test]
 fn pieces_that_do_not_fill_ram_are_refused() {
-    let one = || [file(1, 30)];
+    let one = file(1, 30);
     let regions = [(GuestAddress(0), 4 * PAGE), (GuestAddress(HIGH), 2 * PAGE)];
     let high = zeros(HIGH, 2);
     let odd = Piece { address: 0, length: 100, source: Source::Zeros };
@@ -167,9 +170,9 @@ fn pieces_that_do_not_fill_ram_are_refused() {
         &[zeros(0, 4), high, zeros(HIGH + 2 * PAGE, 1)],
     ];
     for pieces in bad {
-        assert!(matches!(restore(&regions, pieces, &one()), Err(Error::Pieces(_))), "{pieces:?}");
+        assert!(matches!(restore(&regions, pieces, &[&one]), Err(Error::Pieces(_))), "{pieces:?}");
     }
     let past = data(0, 4, 0, u64::MAX / PAGE);
-    assert!(matches!(restore(&regions, &[past, high], &one()), Err(Error::Pieces(_))));
+    assert!(matches!(restore(&regions, &[past, high], &[&one]), Err(Error::Pieces(_))));
     assert!(restore(&regions, &[zeros(0, 4), high], &[]).is_ok());
 }

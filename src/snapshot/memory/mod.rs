@@ -44,7 +44,7 @@ const MAX_REGIONS: usize = 64;
 /// The most memory, all regions together: as much as a machine can have.
 const MAX_MEMORY: u64 = 1 << 44;
 /// The longest index that is read, in bytes. In the worst case, every second page changed, that is 170 GiB.
-const MAX_LENGTH: u64 = 512 << 20;
+pub const MAX_LENGTH: u64 = 512 << 20;
 
 /// A range of guest-physical addresses that is RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

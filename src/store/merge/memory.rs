@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::snapshot::memory::{self, Index, MAX_CHAIN, Region, Run, Source};
-use crate::snapshot::{self, Role};
+use crate::snapshot::Role;
+use crate::snapshot::memory::{self, Index, Region, Run, Source};
 use crate::store::{Error, Snapshot, Store};
 use crate::sys::files::At;
 
@@ -59,21 +59,13 @@ struct Layer {
 
 /// The memories that make up that of a snapshot, the full one first.
 fn chain(store: &Store, snapshot: &Snapshot) -> Result<Vec<Layer>, Error> {
-    let mut layers = Vec::new();
-    let mut next = Some(snapshot.clone());
-    while let Some(snapshot) = next {
-        if layers.len() == MAX_CHAIN {
-            return Err(snapshot::Error::Chain(format!("more than {MAX_CHAIN} differences")).into());
-        }
+    let layer = |snapshot: &Snapshot| {
         let missing = || Error::Damaged { path: snapshot.dir.clone(), why: "it has no memory".into() };
         let path = snapshot.file(Role::Memory).ok_or_else(missing)?;
         let file = File::open(&path).at("open", &path)?;
-        layers.push(Layer { index: Index::read(&snapshot.dir)?, path, file });
-        let parent = snapshot.manifest.memory.as_ref().and_then(|memory| memory.parent);
-        next = parent.map(|parent| store.load(&parent)).transpose()?;
-    }
-    layers.reverse();
-    Ok(layers)
+        Ok(Layer { index: Index::read(&snapshot.dir)?, path, file })
+    };
+    store.memory_chain(snapshot)?.iter().map(layer).collect()
 }
 
 /// Sorted runs as ranges of addresses, with those that touch or overlap made one.

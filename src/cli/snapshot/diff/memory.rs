@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::cli::ui;
 use crate::control::Failure;
-use crate::snapshot::memory::{Index, MAX_CHAIN, PAGE, Piece, Source, resolve};
-use crate::snapshot::{self, Digest, Role};
+use crate::snapshot::memory::{Index, PAGE, Piece, Source, resolve};
+use crate::snapshot::{Digest, Role};
 use crate::store::{Error, Snapshot, Store};
 
 /// How much of each memory is read at once: many pages, in bytes.
@@ -74,24 +74,15 @@ struct Layer {
 impl Memory {
     fn of(store: &Store, snapshot: &Snapshot) -> Result<Memory, Error> {
         let (mut layers, mut indexes) = (Vec::new(), Vec::new());
-        let mut next = Some(snapshot.clone());
-        while let Some(snapshot) = next {
-            if layers.len() == MAX_CHAIN {
-                return Err(snapshot::Error::Chain(format!("more than {MAX_CHAIN} differences")).into());
-            }
-            let damaged = |why: &str| Error::Damaged { path: snapshot.dir.clone(), why: why.into() };
-            let path = snapshot.file(Role::Memory).ok_or_else(|| damaged("it has no memory"))?;
+        for snapshot in store.memory_chain(snapshot)? {
+            let damaged = |path: PathBuf, why: String| Error::Damaged { path, why };
+            let path = snapshot.file(Role::Memory);
+            let path = path.ok_or_else(|| damaged(snapshot.dir.clone(), "it has no memory".into()))?;
+            let file = File::open(&path).map_err(|error| damaged(path.clone(), error.to_string()))?;
             indexes.push(Index::read(&snapshot.dir)?);
-            let file =
-                File::open(&path).map_err(|error| Error::Damaged { path: path.clone(), why: error.to_string() })?;
             layers.push(Layer { digest: snapshot.digest, path, file });
-            let parent = snapshot.manifest.memory.as_ref().and_then(|memory| memory.parent);
-            next = parent.map(|parent| store.resolve(&parent.to_string())).transpose()?;
         }
-        // The full one first.
-        layers.reverse();
-        let chain: Vec<_> = indexes.iter().rev().collect();
-        let pieces = resolve(&chain)?;
+        let pieces = resolve(&indexes.iter().collect::<Vec<_>>())?;
         Ok(Memory { length: pieces.iter().map(|piece| piece.length).sum(), pieces, layers })
     }
 

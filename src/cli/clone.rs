@@ -1,0 +1,120 @@
+//! `catnap clone`: new machines from one snapshot, each its own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::home::House;
+use super::restore::{self, Plan};
+use super::{Outcome, checks, start, ui};
+use crate::control::{Code, Failure};
+use crate::spec::{Forward, Name};
+use crate::sys::process;
+
+/// Make new machines from one snapshot
+#[derive(clap::Args)]
+#[command(after_help = "\
+Each clone wakes where the snapshot was taken, and is somebody else from then on: machine id, host name, entropy
+and generation. All of them share the snapshot's memory until they write to it.
+
+With --count, the clones are called NAME-1, NAME-2 … and a port that is published counts up from clone to clone.
+
+Examples:
+  catnap clone anna@monday bella
+  catnap clone anna@monday bella --count 3 -p 8081:80")]
+pub struct Args {
+    /// How many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    count: Option<u16>,
+    /// Let the clones keep machine id and host name; their entropy is renewed all the same
+    #[arg(long)]
+    keep_identity: bool,
+    /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
+    #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
+    forwards: Vec<Forward>,
+    /// Print what came of it as JSON
+    #[arg(long)]
+    json: bool,
+    /// How many seconds each guest has until its agent answers
+    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+    /// The snapshot: a name, or sha256: and some digits (`catnap snapshot ls`)
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: String,
+    /// The new machine's name
+    #[arg(value_name = "NAME")]
+    name: Name,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Outcome {
+    process::catch_interrupts();
+    let house = House::open()?;
+    checks::kvm_quickly()?;
+    let snapshot = restore::find(&house, &args.snapshot)?;
+    let clones = plan(&args)?;
+    // All names first: half of a class is worth less than a clear no.
+    if let Some((name, _)) = clones.iter().find(|(name, _)| house.store().machine(name).is_ok()) {
+        return Err(crate::store::Error::MachineTaken(name.clone()).into());
+    }
+    let mut restored = Vec::with_capacity(clones.len());
+    for (name, forwards) in clones {
+        let plan = Plan {
+            snapshot: &snapshot,
+            name,
+            forwards,
+            cold: false,
+            new_identity: !args.keep_identity,
+            timeout: Duration::from_secs(args.timeout.into()),
+        };
+        let clone = restore::carry_out(&house, plan, process::monotonic_us())?;
+        if !args.json {
+            start::announce(&house.machine(&clone.name)?.spec)?;
+        }
+        restored.push(clone);
+    }
+    if args.json {
+        ui::json(&restored)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names and ports of the clones.
+fn plan(args: &Args) -> Result<Vec<(Name, Vec<Forward>)>, Failure> {
+    let usage = |why: String| Failure::new(Code::Usage, why).hint("catnap clone --help");
+    let Some(count) = args.count else {
+        return Ok(vec![(args.name.clone(), args.forwards.clone())]);
+    };
+    let clone = |index: u16| {
+        let name = format!("{}-{}", args.name, index + 1).parse().map_err(|error| usage(format!("{error}")))?;
+        let shift = |forward: &Forward| {
+            let host = forward.host.checked_add(index).ok_or_else(|| usage("there are no ports above 65535".into()))?;
+            Ok(Forward { host, guest: forward.guest })
+        };
+        Ok((name, args.forwards.iter().map(shift).collect::<Result<_, Failure>>()?))
+    };
+    (0..count).map(clone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_are_numbered_and_their_ports_count_up() {
+        let args = |count, name: &str, port: u16| Args {
+            count,
+            keep_identity: false,
+            forwards: vec![Forward { host: port, guest: 80 }],
+            json: false,
+            timeout: 1,
+            snapshot: "anna@monday".into(),
+            name: name.parse().unwrap(),
+        };
+        let planned = plan(&args(Some(2), "bella", 8081)).unwrap();
+        let shown: Vec<_> = planned.iter().map(|(name, ports)| format!("{name} {}", ports[0])).collect();
+        assert_eq!(shown, ["bella-1 8081:80", "bella-2 8082:80"]);
+        assert_eq!(plan(&args(None, "bella", 8081)).unwrap()[0].0.to_string(), "bella");
+        assert_eq!(plan(&args(Some(2), "bella", 65535)).unwrap_err().code, Code::Usage);
+        assert_eq!(plan(&args(Some(9), &"x".repeat(63), 80)).unwrap_err().code, Code::Usage);
+    }
+}

@@ -1,0 +1,248 @@
+//! Taking a snapshot, all of it: the guest's part is the machine's ([`Machine::capture`]); around it come the
+//! freeze of a quiesced one, digests, the manifest, and the way into the store.
+//!
+//! Nothing is seen of a snapshot before the one rename that publishes it. Whatever fails before that, the folder
+//! in which it was made goes away, and the guest runs on.
+//!
+//! [`Machine::capture`]: crate::machine::Machine::capture
+
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use catnap_guest::protocol as agent;
+
+use super::failure::{Code, Failure};
+use super::host::Guest;
+use super::protocol::{Mode, SnapshotRequest, Taken};
+use crate::disk;
+use crate::machine::{CapturedMemory, Files, Phase, Progress};
+use crate::snapshot::memory::{DATA, INDEX};
+use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
+use crate::spec::MachineSpec;
+use crate::store::{self, Snapshot, Staging, Store};
+use crate::sys::files::At;
+
+/// The longest time that filesystems stay frozen, in seconds. The capture takes milliseconds; the rest is for
+/// a host that is busy.
+const FREEZE: u32 = 20;
+/// How long the agent may take to freeze: its hooks have ten seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What must be known of a machine to keep snapshots of it.
+pub struct Keeper {
+    /// Where they go.
+    pub store: Store,
+    /// Whose they are.
+    pub machine: store::Machine,
+    /// What the machine was built from.
+    pub files: Files,
+}
+
+/// Hears of progress and says whether to go on.
+pub type Watch<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
+
+/// A snapshot that is being put together.
+struct Draft<'a> {
+    keeper: &'a Keeper,
+    staging: Staging,
+    /// The snapshot that this one follows.
+    previous: Snapshot,
+    manifest: Manifest,
+    begun: Instant,
+}
+
+impl Keeper {
+    /// Takes a snapshot of a machine that runs or is paused.
+    pub fn take(&self, guest: &dyn Guest, request: &SnapshotRequest, watch: Watch<'_>) -> Result<Taken, Failure> {
+        let kind = match request.mode {
+            Mode::Live => Kind::Live,
+            Mode::Crash => Kind::Crash,
+            Mode::Quiesced => Kind::Quiesced,
+        };
+        let mut draft = self.draft(kind, request)?;
+        let frozen = match request.mode {
+            Mode::Quiesced => Some(Frozen::freeze(guest)?),
+            Mode::Live | Mode::Crash => None,
+        };
+        let captured = guest.capture(draft.staging.dir(), request.mode == Mode::Live, watch);
+        if let Some(frozen) = frozen {
+            frozen.thaw();
+        }
+        let captured = captured?;
+        if let Some(memory) = &captured.memory {
+            draft.add_memory(memory)?;
+        }
+        draft.shape(captured.cpus, &self.machine.spec);
+        let (pause_us, bytes) = (captured.pause_us, captured.memory.map_or(0, |memory| memory.bytes));
+        let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
+        captured.commit(digest);
+        Ok(taken)
+    }
+
+    /// Takes a snapshot of a machine that is shut down, whose lock the caller holds.
+    pub fn take_clean(&self, request: &SnapshotRequest, watch: Watch<'_>) -> Result<Taken, Failure> {
+        let mut draft = self.draft(Kind::Clean, request)?;
+        disk::prepare(&self.files.disk, &self.files.disk_root)?.keep();
+        for layer in disk::own_layers(&self.files.disk)?.layers {
+            share(&layer, &draft.staging.dir().join(layer.file_name().unwrap_or_default()))?;
+        }
+        draft.shape(self.machine.spec.cpus, &self.machine.spec);
+        draft.publish(&request.name, 0, 0, watch).map(|(taken, _)| taken)
+    }
+
+    fn draft(&self, kind: Kind, request: &SnapshotRequest) -> Result<Draft<'_>, Failure> {
+        let begun = Instant::now();
+        self.store.check_free(&request.name)?;
+        let staging = self.store.stage()?;
+        // Lineage is a tale, not a need: the last snapshot may have been removed since.
+        let last = self.machine.last_snapshot()?;
+        let previous = self.store.resolve(&last).or_else(|_| self.store.resolve(&self.machine.spec.image))?;
+        let mut manifest = Manifest::new(kind, &request.name, now());
+        manifest.note = request.note.clone();
+        manifest.parent = Some(previous.digest);
+        let boot = [(Some(&self.files.kernel), "kernel"), (self.files.initrd.as_ref(), "initrd")];
+        for (path, name) in boot.into_iter().filter_map(|(path, name)| path.map(|path| (path, name))) {
+            share(path, &staging.dir().join(name))?;
+        }
+        Ok(Draft { keeper: self, staging, previous, manifest, begun })
+    }
+}
+
+impl Draft<'_> {
+    fn add_memory(&mut self, memory: &CapturedMemory) -> Result<(), Failure> {
+        self.manifest.memory = Some(MemoryInfo { parent: memory.parent, bytes: memory.bytes });
+        Ok(())
+    }
+
+    /// What the machine is like.
+    fn shape(&mut self, cpus: u32, spec: &MachineSpec) {
+        self.manifest.machine = Some(snapshot::Machine {
+            cpus,
+            memory: spec.memory.bytes(),
+            max_cpus: cpus,
+            max_memory: spec.memory.bytes(),
+            cmdline: self.keeper.files.cmdline.clone(),
+            append: spec.append.clone(),
+        });
+    }
+
+    /// Digests all files, writes the manifest, and lets the snapshot appear.
+    fn publish(mut self, name: &str, pause_us: u64, bytes: u64, watch: Watch<'_>) -> Result<(Taken, Digest), Failure> {
+        let dir = self.staging.dir().to_owned();
+        let names = crate::sys::files::names_in(&dir).map_err(failed)?;
+        let size = |name: &String| fs::metadata(dir.join(name)).map_or(0, |file| file.len());
+        let (mut done, total) = (0, names.iter().map(size).sum());
+        for name in &names {
+            if watch(Progress { phase: Phase::Digests, done, total }).is_break() {
+                return Err(Failure::new(Code::Failed, "the snapshot was cancelled"));
+            }
+            self.manifest.files.push(self.describe(&dir, name)?);
+            done += size(name);
+        }
+        self.manifest.disks.push(self.disk(&dir)?);
+        let (store, kind) = (&self.keeper.store, self.manifest.kind);
+        let snapshot = store.publish(self.staging, &self.manifest, name)?;
+        self.keeper.machine.set_last_snapshot(&snapshot.digest).map_err(failed)?;
+        let taken = Taken {
+            name: name.into(),
+            digest: snapshot.digest.to_string(),
+            kind,
+            pause_us,
+            bytes_written: bytes,
+            duration_ms: self.begun.elapsed().as_millis() as u64,
+        };
+        Ok((taken, snapshot.digest))
+    }
+
+    /// A file's entry in the manifest. A file that is the previous snapshot's too was digested then.
+    fn describe(&self, dir: &Path, name: &str) -> Result<snapshot::File, Failure> {
+        let role = match name {
+            "kernel" => Role::Kernel,
+            "initrd" => Role::Initrd,
+            STATE => Role::State,
+            DATA => Role::Memory,
+            INDEX => Role::MemoryIndex,
+            _ => Role::Disk,
+        };
+        let mine = fs::metadata(dir.join(name)).at("look at", &dir.join(name)).map_err(failed)?;
+        let same = |file: &&snapshot::File| {
+            let there = fs::metadata(self.previous.dir.join(&file.name));
+            file.role == role && there.is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino()))
+        };
+        match self.previous.manifest.files.iter().find(same) {
+            Some(known) if known.size == mine.len() => Ok(snapshot::File { name: name.into(), ..known.clone() }),
+            _ => snapshot::describe(dir, name, role).map_err(failed),
+        }
+    }
+
+    /// The root disk: its top layer, and what the lowest lies over.
+    fn disk(&self, dir: &Path) -> Result<Disk, Failure> {
+        let (layers, backing) = self.keeper.machine.disk_layers()?;
+        let top = layers.last().and_then(|top| top.file_name()?.to_str());
+        let top = top.ok_or_else(|| Failure::new(Code::Failed, "the disk has no layer to keep"))?;
+        Ok(Disk {
+            device: "root".into(),
+            file: top.into(),
+            format: "qcow2".into(),
+            virtual_size: disk::Header::read(&dir.join(top))?.size,
+            backing: Some(backing),
+        })
+    }
+}
+
+/// Filesystems that the agent has frozen. Whatever becomes of this value, they thaw: by word, or by the agent's
+/// own clock.
+struct Frozen<'g>(&'g dyn Guest);
+
+impl<'g> Frozen<'g> {
+    fn freeze(guest: &'g dyn Guest) -> Result<Frozen<'g>, Failure> {
+        let refuse = |why: String| {
+            Failure::new(Code::Failed, format!("the guest cannot be quiesced: {why}"))
+                .hint("--mode crash takes the disk as it is; --mode live takes memory too")
+        };
+        match ask(guest, &agent::Request::Freeze { seconds: FREEZE }) {
+            Ok(agent::Reply::Ok) => Ok(Frozen(guest)),
+            Ok(agent::Reply::Error(why)) => Err(refuse(why)),
+            Ok(other) => Err(refuse(format!("its agent says {other:?}"))),
+            Err(error) => Err(refuse(format!("its agent does not answer ({error})"))),
+        }
+    }
+
+    fn thaw(self) {}
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        match ask(self.0, &agent::Request::Thaw) {
+            Ok(agent::Reply::Ok) => {}
+            other => tracing::warn!("the guest thaws by itself within {FREEZE} seconds: {other:?}"),
+        }
+    }
+}
+
+fn ask(guest: &dyn Guest, request: &agent::Request) -> io::Result<agent::Reply> {
+    let mut stream = guest.agent()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    agent::write_line(&mut stream, request)?;
+    agent::read_line(&mut stream)
+}
+
+/// Makes a file appear in the draft without copying it, where that is possible.
+fn share(path: &Path, to: &Path) -> Result<(), Failure> {
+    match fs::hard_link(path, to) {
+        Ok(()) => Ok(()),
+        Err(_) => fs::copy(path, to).map(drop).at("copy", path).map_err(failed),
+    }
+}
+
+fn failed(error: crate::sys::files::Error) -> Failure {
+    Failure::new(Code::Failed, error.to_string())
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
