@@ -7,5 +7,9 @@ mod house;
 mod machines;
 #[path = "cli/monitor.rs"]
 mod monitor;
+#[path = "cli/shots.rs"]
+mod shots;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "cli/words.rs"]
 mod words;

@@ -1,4 +1,4 @@
-//! `catnap completion`: what a shell needs to complete verbs, options, and the names of machines.
+//! `catnap completion`: what a shell needs to complete verbs, options, and the names of machines and snapshots.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use super::{Cli, Outcome, ui};
 /// Print a script that teaches a shell to complete
 #[derive(clap::Args)]
 #[command(after_help = "\
-Completes verbs, options and the names of machines.
+Completes verbs, options and the names of machines and snapshots.
 
 Examples:
   bash:  source <(catnap completion bash)                         in ~/.bashrc
@@ -22,7 +22,7 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Bash: where the generated function has nothing to offer for a verb that takes machines, their names.
+/// Bash: where the generated function has nothing to offer for a verb that takes machines or snapshots, their names.
 const BASH: &str = r#"
 _catnap_with_machines() {
     _catnap "$@"
@@ -31,14 +31,25 @@ _catnap_with_machines() {
             if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
             fi ;;
+        snapshot)
+            if [[ $COMP_CWORD -gt 2 && "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
+                case "${COMP_WORDS[2]}" in
+                    ls) COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
+                    tree|inspect|diff|verify|rm)
+                        COMPREPLY=($(compgen -W "$(catnap snapshot ls --all -q 2>/dev/null)" -- \
+                            "${COMP_WORDS[COMP_CWORD]}")) ;;
+                esac
+            fi ;;
     esac
 }
 complete -F _catnap_with_machines -o nosort -o bashdefault -o default catnap
 "#;
 
-/// Fish: a rule beside the generated ones.
+/// Fish: rules beside the generated ones.
 const FISH: &str = r#"
-complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume" -a "(catnap ps -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume; and not __fish_seen_subcommand_from snapshot image" -a "(catnap ps -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from ls" -a "(catnap ps -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm" -a "(catnap snapshot ls --all -q 2>/dev/null)"
 "#;
 
 /// Runs the verb.
@@ -56,14 +67,20 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Zsh: the generated script completes machines like files; it is told to ask for their names.
+/// Zsh: the generated script completes machines and snapshots like files; it is told to ask for their names.
 fn with_machines_for_zsh(script: &str) -> String {
-    let script = script.lines().map(|line| match line.contains(":name -- ") || line.contains("::names -- ") {
-        true => line.replace(":_default'", ":_catnap_machines'") + "\n",
-        false => line.to_owned() + "\n",
+    let has = |line: &str, arguments: &[&str]| arguments.iter().any(|name| line.contains(&format!(":{name} -- ")));
+    let script = script.lines().map(|line| {
+        let helper = match line {
+            line if has(line, &["name", ":names", ":machine"]) => ":_catnap_machines'",
+            line if has(line, &[":reference", ":references", "reference_a", "reference_b"]) => ":_catnap_snapshots'",
+            _ => ":_default'",
+        };
+        line.replace(":_default'", helper) + "\n"
     });
     let (head, body): (Vec<_>, Vec<_>) = script.enumerate().partition(|(number, _)| *number < 2);
     let lines = |part: Vec<(usize, String)>| part.into_iter().map(|(_, line)| line).collect::<String>();
-    let helper = "_catnap_machines() { compadd -- ${(f)\"$(catnap ps -q 2>/dev/null)\"} }\n";
-    lines(head) + helper + &lines(body)
+    let helpers = "_catnap_machines() { compadd -- ${(f)\"$(catnap ps -q 2>/dev/null)\"} }\n\
+                   _catnap_snapshots() { compadd -- ${(f)\"$(catnap snapshot ls --all -q 2>/dev/null)\"} }\n";
+    lines(head) + helpers + &lines(body)
 }

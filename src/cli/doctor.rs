@@ -159,15 +159,16 @@ fn store(house: &House, fix: bool) -> Result<Finding, Failure> {
     let what = "store";
     let store = house.store();
     let machines = house.machines()?;
-    let images = store.list()?;
+    let snapshots = store.list()?;
     let unreadable = machines.iter().filter(|(_, machine)| machine.is_err()).map(|(name, _)| name.to_string());
-    let unreadable: Vec<_> =
-        unreadable.chain(images.iter().filter(|image| image.snapshot.is_err()).map(|i| i.digest.to_string())).collect();
+    let unreadable: Vec<_> = unreadable
+        .chain(snapshots.iter().filter(|listed| listed.snapshot.is_err()).map(|listed| listed.name()))
+        .collect();
     if !unreadable.is_empty() {
         let found = format!("not readable: {}", unreadable.join(", "));
-        return Ok(Finding::not_good(what, Health::Poor, found, "catnap rm or catnap image rm removes them"));
+        return Ok(Finding::not_good(what, Health::Poor, found, "catnap rm or catnap snapshot rm removes them"));
     }
-    let mut found = format!("{} machines, {} images", machines.len(), images.len());
+    let mut found = format!("{} machines, {} images and snapshots", machines.len(), snapshots.len());
     let stale: Vec<_> = stale_runtime_folders(house)?;
     if fix {
         let swept = store.sweep()?;

@@ -1,7 +1,8 @@
 //! What went wrong in the rooms below, with the next step to try.
 
 use crate::control::{Code, Failure};
-use crate::{disk, image, store};
+use crate::store::Dependent;
+use crate::{disk, image, snapshot, store};
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Failure {
@@ -9,22 +10,42 @@ impl From<store::Error> for Failure {
         let is = |code| Failure::new(code, text.clone());
         match error {
             store::Error::NoMachine(_) => is(Code::NotFound).hint("catnap ps"),
-            store::Error::NoSnapshot(_) => is(Code::NotFound).hint("catnap image ls; kitten is made on first use"),
-            store::Error::Reference(_) | store::Error::Ambiguous(_) => is(Code::Usage).hint("catnap image ls"),
+            store::Error::NoSnapshot(_) => {
+                is(Code::NotFound).hint("catnap snapshot ls --all; kitten is made on first use")
+            }
+            store::Error::Reference(_) | store::Error::Ambiguous(_) => is(Code::Usage).hint("catnap snapshot ls --all"),
+            store::Error::Gone(_) => is(Code::Refused).hint("catnap snapshot ls --all"),
+            store::Error::Needed { by, .. } => is(Code::Refused).hint(remove_first(&by)),
             store::Error::MachineTaken(name) => {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
             }
             store::Error::SnapshotTaken(_) => is(Code::Refused).hint("another tag, or catnap snapshot rm"),
             store::Error::Running(name) => is(Code::Refused).hint(format!("catnap stop {name}")),
             store::Error::DiskTooSmall { .. } => is(Code::Usage).hint("a larger --disk-size"),
-            store::Error::Damaged { .. } | store::Error::Manifest(_) => {
-                is(Code::Verify).hint("catnap image build, which makes the image anew")
-            }
+            store::Error::Manifest(snapshot::Error::Later { .. }) => is(Code::Refused).hint("a later catnap"),
+            store::Error::Damaged { .. } | store::Error::Manifest(_) => is(Code::Verify)
+                .hint("catnap snapshot verify, which finds all that is damaged; catnap image build makes kitten anew"),
             store::Error::BadMachine { .. } => is(Code::Verify).hint("catnap rm, which removes what is left of it"),
             store::Error::Disk(error) => error.into(),
             store::Error::File(_) => is(Code::Failed),
         }
     }
+}
+
+/// The commands that remove what depends on a snapshot.
+fn remove_first(by: &[Dependent]) -> String {
+    let names = |wanted: fn(&&Dependent) -> bool| {
+        let mut names: Vec<_> = by.iter().filter(wanted).map(Dependent::name).collect();
+        names.dedup();
+        names.join(" ")
+    };
+    let machines = names(|by| matches!(by, Dependent::Machine { .. }));
+    let snapshots = names(|by| matches!(by, Dependent::Snapshot { .. }));
+    let or_merge = if machines.is_empty() { ", or catnap snapshot rm --merge" } else { "" };
+    let commands = [("catnap rm", machines), ("catnap snapshot rm", snapshots)];
+    let commands =
+        commands.iter().filter(|(_, names)| !names.is_empty()).map(|(verb, names)| format!("{verb} {names}"));
+    commands.collect::<Vec<_>>().join(" and ") + " first" + or_merge
 }
 
 impl From<image::Error> for Failure {

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::home::House;
-use super::{Outcome, ui};
-use crate::control::{Code, Failure};
+use super::{Outcome, snapshot, ui};
+use crate::control::Failure;
 use crate::image;
-use crate::store::{Listed, Machine, Snapshot};
+use crate::store::{Listed, Snapshot};
 
 /// Make, list and remove base images
 #[derive(clap::Args)]
@@ -26,6 +26,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Make the kitten image anew
+    #[command(after_help = "Examples:\n  catnap image build")]
     Build,
     /// List images
     Ls(Ls),
@@ -34,6 +35,7 @@ enum Verb {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  catnap image ls\n  catnap image ls --json")]
 struct Ls {
     /// Print names only
     #[arg(short, long, conflicts_with = "json")]
@@ -44,6 +46,7 @@ struct Ls {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  catnap image rm kitten\n  catnap image rm --dry-run kitten")]
 struct Rm {
     /// Only say what would be removed
     #[arg(long)]
@@ -63,7 +66,7 @@ pub fn run(args: Args) -> Outcome {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Ls(args) => list(&house, &args),
-        Verb::Rm(args) => remove(&house, &args),
+        Verb::Rm(args) => snapshot::rm::remove(&house, &args.names, false, args.dry_run),
     }
 }
 
@@ -117,7 +120,8 @@ impl View {
 }
 
 fn list(house: &House, args: &Ls) -> Outcome {
-    let views: Vec<_> = house.store().list()?.into_iter().map(View::of).collect();
+    let images = house.store().list()?.into_iter().filter(Listed::is_image);
+    let views: Vec<_> = images.map(View::of).collect();
     if args.json {
         ui::json(&views)?;
     } else if args.quiet {
@@ -137,31 +141,4 @@ fn row(view: &View) -> Vec<String> {
         if view.damaged.is_some() { "damaged".into() } else { format!("{}M", view.size_bytes.div_ceil(1 << 20)) },
         if view.damaged.is_some() { "-".into() } else { ui::span(age) },
     ]
-}
-
-fn remove(house: &House, args: &Rm) -> Outcome {
-    super::each(&args.names, |name| {
-        let store = house.store();
-        // By its digest alone, so that a damaged image can be removed too.
-        let digest = store.lookup(name)?;
-        let names = store.names()?;
-        let is_name = names.iter().any(|(known, _)| known == name);
-        let others = names.iter().filter(|(known, named)| *named == digest && known != name).count();
-        if is_name && others > 0 {
-            if !args.dry_run {
-                store.remove_name(name)?;
-            }
-            return ui::data(format!("{name}\n"));
-        }
-        let uses = |machine: &Machine| machine.spec.image == digest.to_string();
-        let user = house.machines()?.into_iter().find(|(_, machine)| machine.as_ref().is_ok_and(uses));
-        if let Some((machine, _)) = user {
-            return Err(Failure::new(Code::Refused, format!("the machine {machine} is made from {name}"))
-                .hint(format!("catnap rm {machine}")));
-        }
-        if !args.dry_run {
-            store.remove_snapshot(&digest)?;
-        }
-        ui::data(format!("{name}\n"))
-    })
 }

@@ -70,7 +70,7 @@ Inside a machine:
   logs        Show what a machine's console has shown
 
 Snapshots:
-  snapshot    Take, list, compare and remove snapshots
+  snapshot    Take, list, compare, check and remove snapshots
   restore     Wake a machine from a snapshot
   clone       Make new machines from one snapshot
 
@@ -176,7 +176,12 @@ mod tests {
         for verb in &verbs {
             let line = format!("\n  {:10}  {}\n", verb.get_name(), verb.get_about().unwrap());
             assert!(GROUPS.contains(&line), "{line}");
-            assert!(verb.get_after_help().is_some_and(|text| text.to_string().contains("Examples")), "{line}");
+            let nested = verb.get_subcommands().filter(|verb| !verb.is_hide_set());
+            for verb in [*verb].into_iter().chain(nested) {
+                let help = verb.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+                assert!(help.contains("Examples:\n"), "{}", verb.get_name());
+                assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            }
         }
         let listed = GROUPS.split("Begin with").next().unwrap().lines().filter(|line| line.starts_with("  "));
         assert_eq!(listed.count(), verbs.len());
@@ -191,6 +196,9 @@ mod tests {
             "catnap exec -it anna -- sh",
             "catnap stop -f a b c",
             "catnap logs -f -n 5 anna",
+            "catnap snapshot ls anna -q",
+            "catnap snapshot rm --merge anna@a kitten sha256:0123",
+            "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -205,6 +213,14 @@ mod tests {
             "catnap exec -e X anna -- sh",
             "catnap completion tcsh",
             "catnap ps --json --quiet",
+            "catnap snapshot",
+            "catnap snapshot rm",
+            "catnap snapshot diff a@b",
+            "catnap snapshot ls ../etc",
+            "catnap snapshot verify --all anna@a",
+            "catnap snapshot prune --keep -1",
+            "catnap snapshot prune --older-than 7",
+            "catnap snapshot prune --images --machine anna",
         ] {
             assert_eq!(parse(bad), Err(2), "{bad}");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::control::Failure;
+use crate::control::{Code, Failure};
 
 /// Writes data to standard output. A reader that has seen enough (`| head`) ends the program quietly.
 pub fn data(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
@@ -63,9 +63,29 @@ pub fn failure(failure: &Failure) {
     }
 }
 
+/// Asks on standard error, and reads the answer. Refused when nobody could give one.
+pub fn confirm(question: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(Code::Refused, format!("{question} Nobody is there to be asked")).hint("--yes"));
+    }
+    let _ = write!(io::stderr(), "{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| Failure::while_doing("standard input", error))?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
 /// Colours text when standard error is a terminal and the user likes colours (`NO_COLOR`).
 fn paint(colour: &str, text: &str) -> String {
-    let wanted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    paint_if(io::stderr().is_terminal(), colour, text)
+}
+
+/// The same for text that is data, and goes to standard output.
+pub fn paint_data(colour: &str, text: &str) -> String {
+    paint_if(io::stdout().is_terminal(), colour, text)
+}
+
+fn paint_if(terminal: bool, colour: &str, text: &str) -> String {
+    let wanted = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if wanted { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
@@ -113,6 +133,18 @@ pub fn harmless(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
+/// An amount of space as people say it, with two digits at least and rounded up: `0`, `4K`, `1.5M`, `340M`.
+pub fn amount(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
+    let (unit, shift) = UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0).unwrap_or(("", 0));
+    let tenths = (u128::from(bytes) * 10).div_ceil(1 << shift);
+    match (shift, tenths % 10, tenths) {
+        (0, ..) => bytes.to_string(),
+        (_, 0, _) | (_, _, 100..) => format!("{}{unit}", tenths.div_ceil(10)),
+        _ => format!("{}.{}{unit}", tenths / 10, tenths % 10),
+    }
+}
+
 /// A span of time as people say it, with its two largest units at most.
 pub fn span(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -134,6 +166,8 @@ mod tests {
         let rows = vec![vec!["anna".into(), "running".into()], vec!["b".into(), "".into()]];
         assert_eq!(format_table(&["NAME", "STATE"], &rows), "NAME  STATE\nanna  running\nb\n");
         let spans = [0, 59, 60, 3600, 90_061, 86400 * 40].map(|s| span(Duration::from_secs(s)));
+        let amounts = [0, 1, 1024, 4096, 1536, 1537, 12 << 20, (12 << 20) + 1, 3 << 29, u64::MAX].map(amount);
+        assert_eq!(amounts, ["0", "1", "1K", "4K", "1.5K", "1.6K", "12M", "13M", "1.5G", "16777216T"]);
         assert_eq!(spans, ["0s", "59s", "1m0s", "1h0m", "1d1h", "40d0h"]);
     }
 

@@ -68,6 +68,51 @@ pub(super) fn open_alone(path: &Path) -> Result<(Overlay, Arc<Fence>), Error> {
     overlay(path, file, &header, true)
 }
 
+/// The files of the chain that begins at `path`, the top one first, as their headers name them. The same rules
+/// hold as for [`open`], which reads them.
+pub fn chain_files(path: &Path, format: Format, root: &Path) -> Result<Vec<(PathBuf, Format)>, Error> {
+    let layers = Layers::below(root)?;
+    let mut found: Vec<(PathBuf, Format)> = Vec::new();
+    let mut next = Some((fs::canonicalize(path).at("find", path)?, format));
+    while let Some((path, format)) = next {
+        if found.iter().any(|(seen, _)| *seen == path) {
+            return Err(Error::refused(&path, "it is backed by itself"));
+        }
+        if found.len() == MAX_LAYERS {
+            return Err(Error::TooManyLayers(path));
+        }
+        let backing = match format {
+            Format::Raw => None,
+            Format::Qcow2 => Header::of(&plain_file(&path, false)?, &path)?.backing,
+        };
+        let below = backing.map(|(name, format)| Ok::<_, Error>((layers.resolve(&path, &name)?, format)));
+        found.push((path, format));
+        next = below.transpose()?;
+    }
+    Ok(found)
+}
+
+/// Opens a file of the store to read it, with all below it. Without a lock: nobody writes to what is in a snapshot.
+pub(super) fn open_sealed(path: &Path, format: Format, root: &Path) -> Result<Arc<FormatAccess<Fenced>>, Error> {
+    let path = fs::canonicalize(path).at("find", path)?;
+    Ok(Layers::below(root)?.open(&path, plain_file(&path, false)?, format, false)?.access)
+}
+
+/// The same without what is below, which reads as zeros.
+pub(super) fn open_sealed_alone(path: &Path, format: Format) -> Result<FormatAccess<Fenced>, Error> {
+    let file = plain_file(path, false)?;
+    match format {
+        Format::Raw => {
+            let storage = Fenced::new(file, 0..0).at("open", path)?;
+            Ok(FormatAccess::new(Raw::open_image(storage, false).at("open", path)?))
+        }
+        Format::Qcow2 => {
+            let header = Header::of(&file, path)?;
+            Ok(FormatAccess::new(overlay(path, file, &header, false)?.0))
+        }
+    }
+}
+
 /// How many files the chain of the qcow2 file at `path` has; `TooManyLayers` when they are too many.
 pub(super) fn depth(path: &Path, root: &Path) -> Result<usize, Error> {
     let layers = Layers::below(root)?;

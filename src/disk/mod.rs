@@ -9,9 +9,12 @@
 //! files have become its own in this way, and [`flatten`] makes one of many.
 
 mod chain;
+mod clusters;
+mod compare;
 mod fence;
 mod fenced;
 mod flatten;
+mod fold;
 mod freed;
 mod header;
 mod image;
@@ -27,8 +30,10 @@ use std::path::{Path, PathBuf};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 
-pub use chain::{Access, MAX_LAYERS, open};
+pub use chain::{Access, MAX_LAYERS, chain_files, open};
+pub use compare::{Changes, compare};
 pub use flatten::{Flattened, flatten};
+pub use fold::fold;
 pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{create_from_raw, create_overlay};

@@ -6,7 +6,7 @@
 mod crash;
 mod hostile;
 mod layers;
-mod model;
+pub(super) mod model;
 mod power;
 mod record;
 mod swap;

@@ -158,12 +158,6 @@ pub enum Error {
     /// A port of the host that leads into the guest.
     #[error(transparent)]
     Forward(#[from] forward::Error),
-    /// The files of a snapshot.
-    #[error(transparent)]
-    Snapshot(#[from] snapshot::Error),
-    /// Writing or loading guest memory.
-    #[error(transparent)]
-    MemoryFile(#[from] memory_file::Error),
     /// The console's log.
     #[error("the console cannot be logged to {path}: {source}")]
     Console {

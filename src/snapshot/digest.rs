@@ -38,6 +38,13 @@ impl Digest {
         Ok((Digest(whole.finalize().into()), pieces))
     }
 
+    /// Its beginning, with as many digits as tell snapshots apart: what a person is shown, and can type.
+    pub fn short(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(Self::PREFIX.len() + 12);
+        text
+    }
+
     /// The 64 hexadecimal digits, as used for the names of folders.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -140,6 +140,10 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
         fs::write(&path, bytes).at("write", &path)?;
         fs::write(staging.dir().join(LOCK), "").at("make", &staging.dir().join(LOCK))?;
+        let _beside = self.beside_others()?;
+        if !from.dir.is_dir() {
+            return Err(Error::Gone(from.digest));
+        }
         match staging.publish(&dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::MachineTaken(spec.name));

@@ -11,19 +11,30 @@
 //! Whatever appears in the first four appears by a rename, whole and synced.
 
 mod chains;
+mod family;
+mod links;
 mod machines;
+mod merge;
 mod names;
+mod removal;
 mod snapshots;
 mod staging;
+#[cfg(test)]
+mod testing;
+mod usage;
 mod verify;
 
 use std::path::{Path, PathBuf};
 
+pub use family::{Dependent, Family};
 pub use machines::{Condition, Machine, RunLock};
+pub use removal::Alone;
 pub use snapshots::{Listed, Snapshot};
 pub use staging::Staging;
+pub use usage::{Sizes, Usage};
+pub use verify::Seen;
 
-use crate::snapshot;
+use crate::snapshot::{self, Digest};
 use crate::spec::Name;
 use crate::sys::files::{self, private_dir};
 use crate::sys::home::Home;
@@ -49,6 +60,17 @@ pub enum Error {
     /// Several snapshots have digests that begin like this.
     #[error("several snapshots begin with {0}: write more digits")]
     Ambiguous(String),
+    /// What is being made needs a snapshot that is not there.
+    #[error("the snapshot {0}, which it builds on, is not there any more")]
+    Gone(Digest),
+    /// Something depends on the snapshot.
+    #[error("{of} is needed: {}", clauses(of, by))]
+    Needed {
+        /// A name of the snapshot, or the beginning of its digest.
+        of: String,
+        /// What depends on it.
+        by: Vec<Dependent>,
+    },
     /// A file of a snapshot is not what its manifest says.
     #[error("{path} is damaged: {why}")]
     Damaged {
@@ -85,6 +107,17 @@ pub enum Error {
     /// The machine's monitor lives.
     #[error("the machine {0} is running")]
     Running(Name),
+}
+
+/// The longest list of dependents in a message.
+const MAX_CLAUSES: usize = 5;
+
+fn clauses(of: &str, by: &[Dependent]) -> String {
+    let mut clauses: Vec<_> = by.iter().take(MAX_CLAUSES).map(|dependent| dependent.clause(of)).collect();
+    if by.len() > MAX_CLAUSES {
+        clauses.push(format!("and {} more need it", by.len() - MAX_CLAUSES));
+    }
+    clauses.join("; ")
 }
 
 /// All that is kept.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Staging, Store};
 use crate::snapshot::{Backing, Digest, MANIFEST, Manifest, Role};
-use crate::sys::files::{At, make_read_only, names_in, sync_dir};
+use crate::sys::files::{At, make_read_only, names_in};
 
 /// A snapshot that is in the store.
 #[derive(Clone, Debug)]
@@ -37,13 +37,36 @@ pub struct Listed {
     pub snapshot: Result<Snapshot, Error>,
 }
 
+impl Listed {
+    /// What a person calls it: its first name, or the beginning of its digest when it has none.
+    pub fn name(&self) -> String {
+        self.names.first().cloned().unwrap_or_else(|| self.digest.short())
+    }
+
+    /// Whether it is a base image: it was made of no machine, and has no name of the kind `machine@tag`. What
+    /// cannot be read is told by its names alone.
+    pub fn is_image(&self) -> bool {
+        let of_none = self.snapshot.as_ref().map_or(!self.names.is_empty(), |s| s.manifest.machine.is_none());
+        of_none && !self.names.iter().any(|name| name.contains('@'))
+    }
+}
+
 impl Store {
     /// Puts a snapshot into the store whose files lie in `staging`, just as `manifest` lists them, and gives
     /// it a name. It appears whole or not at all. One that is there already is taken as it is.
     ///
+    /// Refused when a snapshot that it needs is not there any more.
+    ///
     /// The manifest's digests are believed: whoever made the files has just computed them, and whoever got
     /// them from elsewhere has checked them.
     pub fn publish(&self, staging: Staging, manifest: &Manifest, name: &str) -> Result<Snapshot, Error> {
+        let snapshot = self.publish_nameless(staging, manifest)?;
+        self.set_name(name, &snapshot.digest)?;
+        Ok(snapshot)
+    }
+
+    /// The same without the name.
+    pub(super) fn publish_nameless(&self, staging: Staging, manifest: &Manifest) -> Result<Snapshot, Error> {
         let bytes = manifest.to_bytes()?;
         let digest = Digest::of(&bytes);
         let dir = self.snapshot_dir(&digest);
@@ -56,12 +79,13 @@ impl Store {
             make_read_only(&staging.dir().join(file))?;
         }
         let snapshot = Snapshot { digest, dir, manifest: manifest.clone() };
+        let _beside = self.beside_others()?;
+        self.check_needs(manifest)?;
         match staging.publish(&snapshot.dir) {
             Ok(()) => self.check_lengths(&snapshot)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace_damaged(&snapshot, &staging)?,
             Err(error) => return Err(error.into()),
         }
-        self.set_name(name, &digest)?;
         Ok(snapshot)
     }
 
@@ -81,23 +105,9 @@ impl Store {
     pub fn resolve(&self, reference: &str) -> Result<Snapshot, Error> {
         let digest = self.lookup(reference)?;
         self.load(&digest).map_err(|error| match error {
-            Error::Manifest(crate::snapshot::Error::File(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Error::NoSnapshot(reference.into())
-            }
+            Error::NoSnapshot(_) => Error::NoSnapshot(reference.into()),
             other => other,
         })
-    }
-
-    /// Removes a snapshot with its files, also one whose files cannot be read, and every name it has. Whether
-    /// anything depends on it is for the caller to know.
-    pub fn remove_snapshot(&self, digest: &Digest) -> Result<(), Error> {
-        for (name, _) in self.names()?.iter().filter(|(_, named)| named == digest) {
-            self.remove_name(name)?;
-        }
-        // It disappears at once and as a whole; what follows may take its time or be swept later.
-        let (dir, away) = (self.snapshot_dir(digest), self.stage()?);
-        fs::rename(&dir, away.dir().join("removed")).at("remove", &dir)?;
-        Ok(sync_dir(&self.folder("snapshots"))?)
     }
 
     /// All snapshots, in the order of their digests.
@@ -115,16 +125,22 @@ impl Store {
         Ok(names.iter().filter_map(|name| format!("{}{name}", Digest::PREFIX).parse().ok()).collect())
     }
 
-    fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
+    pub(super) fn load(&self, digest: &Digest) -> Result<Snapshot, Error> {
         let dir = self.snapshot_dir(digest);
-        let (manifest, found) = Manifest::read(&dir)?;
+        let (manifest, found) = Manifest::read(&dir).map_err(|error| match error {
+            crate::snapshot::Error::File(error) if error.kind() == io::ErrorKind::NotFound => match dir.is_dir() {
+                true => Error::Damaged { path: dir.join(MANIFEST), why: "it is missing".into() },
+                false => Error::NoSnapshot(digest.to_string()),
+            },
+            other => other.into(),
+        })?;
         if found != *digest {
             return Err(Error::Damaged { path: dir.join(MANIFEST), why: format!("its digest is {found}") });
         }
         Ok(Snapshot { digest: *digest, dir, manifest })
     }
 
-    fn snapshot_dir(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn snapshot_dir(&self, digest: &Digest) -> PathBuf {
         self.folder("snapshots").join(digest.hex())
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::{Error, Store};
 use crate::sys::files::{self, At, names_in, private_dir};
 use crate::sys::lock::{FileLock, is_locked};
+use crate::sys::space;
 
 const LOCK: &str = "lock";
 
@@ -59,15 +60,7 @@ impl Store {
     pub fn sweep(&self) -> Result<usize, Error> {
         let _guard = self.guard()?;
         let mut swept = 0;
-        for name in names_in(&self.folder("staging"))? {
-            let lock = match name.strip_suffix(&format!(".{LOCK}")) {
-                Some(_) => self.staging(&name),
-                None => self.staging(&format!("{name}.{LOCK}")),
-            };
-            if is_locked(&lock)? {
-                continue;
-            }
-            let left = self.staging(&name);
+        for left in self.abandoned()? {
             if left.is_dir() {
                 match fs::remove_dir_all(&left) {
                     Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -81,6 +74,29 @@ impl Store {
             }
         }
         Ok(swept)
+    }
+
+    /// What a sweep would remove: how many things, and how many bytes the files that nobody else has take.
+    pub fn leftovers(&self) -> Result<(usize, u64), Error> {
+        let _guard = self.guard()?;
+        let folders: Vec<_> = self.abandoned()?.into_iter().filter(|left| left.is_dir()).collect();
+        let bytes = folders.iter().map(|folder| space::taken_by(folder));
+        Ok((folders.len(), bytes.fold(0, u64::saturating_add)))
+    }
+
+    /// Folders whose makers are gone, and locks without one.
+    fn abandoned(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut abandoned = Vec::new();
+        for name in names_in(&self.folder("staging"))? {
+            let lock = match name.strip_suffix(&format!(".{LOCK}")) {
+                Some(_) => self.staging(&name),
+                None => self.staging(&format!("{name}.{LOCK}")),
+            };
+            if !is_locked(&lock)? {
+                abandoned.push(self.staging(&name));
+            }
+        }
+        Ok(abandoned)
     }
 
     fn staging(&self, name: &str) -> PathBuf {
@@ -109,6 +125,8 @@ mod tests {
         fs::write(dead.join("half"), "x").unwrap();
         fs::write(store.staging("1-2-3.lock"), "").unwrap();
         fs::write(store.staging("4-5-6.lock"), "").unwrap();
+        let (left, bytes) = store.leftovers().unwrap();
+        assert!(left == 1 && bytes > 0 && dead.exists());
         assert_eq!(store.sweep().unwrap(), 1);
         assert!(alive.dir().join("half").exists() && !dead.exists());
         drop(alive);

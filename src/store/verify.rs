@@ -6,9 +6,9 @@
 //! with every hard link, and snapshots share files by hard links.) When one differs, everything is read again.
 //! Damage below the filesystem goes unseen until then: `verify` always reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Snapshot, Store};
 use crate::snapshot::{Digest, MANIFEST};
-use crate::sys::files::{At, read_bounded, write_atomically};
+use crate::sys::files::{At, names_in, read_bounded, write_atomically};
 
 /// The longest file of stamps; each takes some 150 bytes, and a manifest lists a few hundred files at most.
 const MAX_STAMPS: u64 = 1 << 20;
@@ -43,26 +43,53 @@ impl Stamp {
 
 type Stamps = BTreeMap<String, Stamp>;
 
+/// Files that were read already: one that several snapshots share need not be read for each of them.
+#[derive(Debug, Default)]
+pub struct Seen(HashMap<(u64, u64), (Changed, Digest)>);
+
+/// The length of a file and its time of change, which the kernel moves with every write.
+type Changed = (u64, i64, i64);
+
 impl Store {
-    /// Reads every file of the snapshot and checks its digest; `done` is told of every file and its size.
-    pub fn verify(&self, snapshot: &Snapshot, mut done: impl FnMut(&str, u64)) -> Result<(), Error> {
+    /// Reads every file of the snapshot and checks its digest; `done` is told of every piece that was read,
+    /// with the file's name and the bytes.
+    pub fn verify(&self, snapshot: &Snapshot, done: impl FnMut(&str, u64)) -> Result<(), Error> {
+        self.verify_unseen(snapshot, &mut Seen::default(), done)
+    }
+
+    /// The same for one snapshot of many: files that are in `seen` as they are now count as read.
+    pub fn verify_unseen(
+        &self,
+        snapshot: &Snapshot,
+        seen: &mut Seen,
+        mut done: impl FnMut(&str, u64),
+    ) -> Result<(), Error> {
         self.check_manifest(snapshot)?;
+        self.check_no_others(snapshot)?;
         let mut stamps = Stamps::new();
         for file in &snapshot.manifest.files {
             let path = snapshot.dir.join(&file.name);
             let damaged = |why: String| Error::Damaged { path: path.clone(), why };
-            let mut open = self.open_file(snapshot, &file.name)?;
+            let open = self.open_file(snapshot, &file.name)?;
             // The stamp is taken first: a change while we read must not get a stamp that covers it.
-            let stamp = Stamp::of(&open.metadata().at("open", &path)?);
+            let metadata = open.metadata().at("open", &path)?;
+            let (stamp, changed) = (Stamp::of(&metadata), (metadata.len(), metadata.ctime(), metadata.ctime_nsec()));
             if stamp.size != file.size {
                 return Err(damaged(format!("it has {} bytes in place of {}", stamp.size, file.size)));
             }
-            let found = Digest::of_all(&mut open).at("read", &path)?;
+            let inode = (stamp.device, stamp.inode);
+            let found = match seen.0.get(&inode) {
+                Some((known, digest)) if *known == changed => *digest,
+                _ => {
+                    let mut watched = Watched { from: open, tell: |bytes| done(&file.name, bytes) };
+                    Digest::of_all(&mut watched).at("read", &path)?
+                }
+            };
             if found != file.digest {
                 return Err(damaged(format!("its digest is {found} in place of {}", file.digest)));
             }
+            seen.0.insert(inode, (changed, found));
             stamps.insert(file.name.clone(), stamp);
-            done(&file.name, file.size);
         }
         self.keep_stamps(snapshot, &stamps)
     }
@@ -97,6 +124,17 @@ impl Store {
         }
     }
 
+    /// What the manifest does not list has no digest, and nothing of ours put it there.
+    fn check_no_others(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let listed = |name: &String| name == MANIFEST || snapshot.manifest.files.iter().any(|file| file.name == *name);
+        match names_in(&snapshot.dir)?.into_iter().find(|name| !listed(name)) {
+            None => Ok(()),
+            Some(stray) => {
+                Err(Error::Damaged { path: snapshot.dir.join(stray), why: "it is not in the manifest".into() })
+            }
+        }
+    }
+
     fn open_file(&self, snapshot: &Snapshot, name: &str) -> Result<File, Error> {
         let path = snapshot.dir.join(name);
         let metadata = match fs::symlink_metadata(&path) {
@@ -122,18 +160,32 @@ impl Store {
 
     /// What was kept, if it can be read: stamps are only a reason not to look closer.
     fn kept_stamps(&self, snapshot: &Snapshot) -> Stamps {
-        let bytes = read_bounded(&self.stamps_path(snapshot), MAX_STAMPS).unwrap_or_default();
+        let bytes = read_bounded(&self.stamps_path(&snapshot.digest), MAX_STAMPS).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
     fn keep_stamps(&self, snapshot: &Snapshot, stamps: &Stamps) -> Result<(), Error> {
-        let path = self.stamps_path(snapshot);
+        let path = self.stamps_path(&snapshot.digest);
         let bytes = serde_json::to_vec(stamps).map_err(io::Error::from).at("write", &path)?;
         Ok(write_atomically(&path, &bytes)?)
     }
 
-    fn stamps_path(&self, snapshot: &Snapshot) -> PathBuf {
-        self.folder("verified").join(snapshot.digest.hex())
+    pub(super) fn stamps_path(&self, digest: &Digest) -> PathBuf {
+        self.folder("verified").join(digest.hex())
+    }
+}
+
+/// Tells of what is read from a file.
+struct Watched<F> {
+    from: File,
+    tell: F,
+}
+
+impl<F: FnMut(u64)> Read for Watched<F> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        (self.tell)(count as u64);
+        Ok(count)
     }
 }
 
@@ -224,7 +276,7 @@ mod tests {
     fn stamps_spare_the_reading_and_a_touched_file_is_read_again() {
         let (_dir, store) = store();
         let snapshot = publish(&store, "kernel", "kitten").unwrap();
-        let stamps = store.stamps_path(&snapshot);
+        let stamps = store.stamps_path(&snapshot.digest);
         let before = fs::read(&stamps).unwrap();
         store.verify_quickly(&snapshot).unwrap();
         assert_eq!(fs::read(&stamps).unwrap(), before);
@@ -260,6 +312,25 @@ mod tests {
         publish(&store, "kernel", "kitten").unwrap();
         store.verify(&snapshot, |_, _| {}).unwrap();
         assert_eq!(store.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn shared_files_are_read_once_and_changed_ones_again() {
+        let (_dir, store) = store();
+        let one = crate::store::testing::Made::new(Kind::Crash, "a@1").file("f", &[7; 20_000]).publish(&store);
+        let two = crate::store::testing::Made::new(Kind::Crash, "a@2").link(&one, "f").publish(&store);
+        let mut seen = Seen::default();
+        let mut read = 0;
+        store.verify_unseen(&one, &mut seen, |name, bytes| read += bytes * u64::from(name == "f")).unwrap();
+        assert_eq!(read, 20_000);
+        store.verify_unseen(&two, &mut seen, |_, bytes| read += bytes).unwrap();
+        assert_eq!(read, 20_000);
+        std::thread::sleep(Duration::from_millis(10));
+        meddle(&one.dir.join("f"), &[8; 20_000]);
+        assert!(matches!(store.verify_unseen(&two, &mut seen, |_, _| {}), Err(Error::Damaged { .. })));
+        fs::write(two.dir.join("stray"), "").unwrap();
+        let said = store.verify(&two, |_, _| {}).unwrap_err().to_string();
+        assert!(said.contains("stray"), "{said}");
     }
 
     #[test]

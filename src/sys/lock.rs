@@ -44,13 +44,12 @@ impl FileLock {
 
     /// Waits until the lock is free and takes it for this holder alone.
     pub fn exclusive(path: &Path) -> Result<FileLock, Error> {
-        let file = open(path)?;
-        loop {
-            match fcntl(&file, libc::F_OFD_SETLKW, &mut request(libc::F_WRLCK)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => return other.at("lock", path).map(|()| FileLock { file }),
-            }
-        }
+        wait_for(path, libc::F_WRLCK)
+    }
+
+    /// Waits until nobody has the lock for themselves and takes it beside other shared holders.
+    pub fn shared(path: &Path) -> Result<FileLock, Error> {
+        wait_for(path, libc::F_RDLCK)
     }
 
     /// The locked file.
@@ -85,6 +84,16 @@ pub fn is_locked(path: &Path) -> Result<bool, Error> {
 fn open(path: &Path) -> Result<File, Error> {
     // std opens with O_CLOEXEC: a program that we start does not inherit the lock.
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).at("open", path)
+}
+
+fn wait_for(path: &Path, kind: libc::c_int) -> Result<FileLock, Error> {
+    let file = open(path)?;
+    loop {
+        match fcntl(&file, libc::F_OFD_SETLKW, &mut request(kind)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => return other.at("lock", path).map(|()| FileLock { file }),
+        }
+    }
 }
 
 fn try_lock(file: &File, kind: libc::c_int) -> io::Result<bool> {
@@ -149,6 +158,7 @@ mod tests {
         drop(one);
         assert!(is_locked(&path).unwrap());
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        drop(FileLock::shared(&path).unwrap());
     }
 
     #[test]

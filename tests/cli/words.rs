@@ -12,10 +12,10 @@ fn help_and_version_are_data_and_mistakes_are_not() {
     let house = House::new();
     let help = house.catnap("--help");
     assert_eq!((help.code, help.err.as_str()), (Some(0), ""));
-    for word in ["Machines:", "Inside a machine:", "This host:", "catnap run kitten"] {
+    for word in ["Machines:", "Inside a machine:", "Snapshots:", "This host:", "catnap run kitten"] {
         assert!(help.out.contains(word), "{word}");
     }
-    for verb in ["run", "ps", "exec", "image build", "doctor"] {
+    for verb in ["run", "ps", "exec", "image build", "snapshot", "snapshot tree", "doctor"] {
         let help = house.catnap(&format!("{verb} --help"));
         assert_eq!((help.code, help.err.as_str()), (Some(0), ""), "{verb}");
     }
@@ -103,22 +103,27 @@ fn completions_know_the_verbs_and_ask_for_machines() {
     for shell in ["bash", "zsh", "fish"] {
         let script = house.catnap(&format!("completion {shell}"));
         assert_eq!(script.code, Some(0));
-        for word in ["resume", "--publish", "catnap ps -q"] {
+        for word in ["resume", "--publish", "catnap ps -q", "catnap snapshot ls --all -q"] {
             let word = if shell == "fish" { word.trim_start_matches('-') } else { word };
             assert!(script.out.contains(word), "{shell}: {word}");
         }
         assert!(!script.out.contains("monitor)"), "{shell}");
     }
-    // Where there is a bash, it must take the script, and complete a machine's name with it.
+    // Where there is a bash, it must take the script, and complete names with it.
     let machine = house.machine("anna", b"");
     let folder = Path::new(env!("CARGO_BIN_EXE_catnap")).parent().unwrap();
-    let try_it = "PATH=$1:$PATH; source <(catnap completion bash); \
-                  COMP_WORDS=(catnap start an); COMP_CWORD=2; _catnap_with_machines catnap an start; echo $COMPREPLY";
-    let output = std::process::Command::new("bash")
-        .args(["-c", try_it, "-", folder.to_str().unwrap()])
-        .env("CATNAP_HOME", house.store().root().parent().unwrap())
-        .output();
-    if let Ok(output) = output {
-        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), machine.spec.name.as_str(), "{output:?}");
+    for (words, name) in [("start an", machine.spec.name.as_str()), ("snapshot rm em", "empty")] {
+        let try_it = format!(
+            "PATH=$1:$PATH; source <(catnap completion bash); COMP_WORDS=(catnap {words}); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _catnap_with_machines catnap ${{COMP_WORDS[-1]}} ${{COMP_WORDS[-2]}}; echo $COMPREPLY"
+        );
+        let output = std::process::Command::new("bash")
+            .args(["-c", &try_it, "-", folder.to_str().unwrap()])
+            .env("CATNAP_HOME", house.store().root().parent().unwrap())
+            .output();
+        if let Ok(output) = output {
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), name, "{output:?}");
+        }
     }
 }

@@ -1,12 +1,34 @@
-//! `catnap snapshot …`: snapshots of machines.
+//! `catnap snapshot`: taking snapshots, and looking after those that are there.
 
 pub mod create;
+mod diff;
+mod inspect;
+mod ls;
+mod prune;
+pub mod rm;
+mod tree;
+mod verify;
+mod view;
 
 use super::Outcome;
 
-/// Take, list, compare and remove snapshots
+/// Take, list, compare, check and remove snapshots
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  catnap snapshot create anna@monday")]
+#[command(after_help = "\
+A snapshot is named MACHINE@TAG, or by its digest: `sha256:` and as many digits as tell it from others. A base \
+image, such as kitten, is a snapshot too. What a snapshot needs is never removed before it: its base's disks, and \
+the memory that its own is a difference to.
+
+Examples:
+  catnap snapshot create anna@monday
+  catnap snapshot ls
+  catnap snapshot tree anna
+  catnap snapshot diff anna@monday anna@tuesday
+  catnap snapshot verify
+  catnap snapshot rm anna@monday
+  catnap snapshot prune --older-than 7d --keep 3 --dry-run
+
+`catnap snapshot VERB --help` explains each.")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -15,11 +37,25 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     Create(create::Args),
+    Ls(ls::Args),
+    Tree(tree::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
+    Verify(verify::Args),
+    Rm(rm::Args),
+    Prune(prune::Args),
 }
 
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
     match args.verb {
         Verb::Create(args) => create::run(args),
+        Verb::Ls(args) => ls::run(args),
+        Verb::Tree(args) => tree::run(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Diff(args) => diff::run(args),
+        Verb::Verify(args) => verify::run(args),
+        Verb::Rm(args) => rm::run(args),
+        Verb::Prune(args) => prune::run(args),
     }
 }

@@ -1,0 +1,144 @@
+//! Snapshots as a machine's would be, without a machine: a disk in layers, and memory of a few pages.
+
+use std::fs;
+
+use catnap::disk::{Format, create_from_raw, create_overlay};
+use catnap::snapshot::memory::{Index, PAGE, Region, Run};
+use catnap::snapshot::{Backing, Disk, Kind, Machine, Manifest, MemoryInfo, Role, describe};
+use catnap::store::{Snapshot, Store};
+
+/// Clusters of 64 KiB in every disk.
+pub const CLUSTERS: u64 = 16;
+const CLUSTER: u64 = 64 << 10;
+/// Pages in every memory.
+const PAGES: u64 = 8;
+
+/// A snapshot that is being put together.
+pub struct Shot<'a> {
+    store: &'a Store,
+    manifest: Manifest,
+    layers: Vec<(String, Layer<'a>)>,
+    linked: Option<&'a Snapshot>,
+    memory: Vec<(u64, u8)>,
+}
+
+enum Layer<'a> {
+    /// A disk of its own: so many clusters of this byte.
+    Filled(u64, u8),
+    Over(&'a Snapshot),
+    Link(&'a Snapshot),
+}
+
+impl<'a> Shot<'a> {
+    /// One with nothing in it, taken so many seconds after a certain moment.
+    pub fn new(store: &'a Store, kind: Kind, name: &str, after: u64) -> Shot<'a> {
+        let mut manifest = Manifest::new(kind, name, 1_700_000_000 + after);
+        manifest.machine = name.contains('@').then(|| {
+            serde_json::from_str::<Machine>(
+                r#"{"cpus": 2, "memory": 268435456, "max_cpus": 4, "max_memory": 1073741824}"#,
+            )
+            .unwrap()
+        });
+        Shot { store, manifest, layers: Vec::new(), linked: None, memory: Vec::new() }
+    }
+
+    pub fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Shot<'a> {
+        change(&mut self.manifest);
+        self
+    }
+
+    pub fn note(self, note: &str) -> Shot<'a> {
+        self.with(|manifest| manifest.note = note.into())
+    }
+
+    pub fn parent(self, parent: &Snapshot) -> Shot<'a> {
+        self.with(|manifest| manifest.parent = Some(parent.digest))
+    }
+
+    /// A disk without a base.
+    pub fn filled(mut self, clusters: u64, byte: u8) -> Shot<'a> {
+        self.layers.push(("root-1.qcow2".into(), Layer::Filled(clusters, byte)));
+        self
+    }
+
+    /// A layer over the disk of a snapshot that another machine's is.
+    pub fn over(mut self, base: &'a Snapshot) -> Shot<'a> {
+        self.layers.push(("root-1.qcow2".into(), Layer::Over(base)));
+        self.parent(base)
+    }
+
+    /// The same layers as another snapshot has.
+    pub fn same_disk(mut self, of: &'a Snapshot) -> Shot<'a> {
+        self.linked = Some(of);
+        let layers = of.manifest.files.iter().filter(|file| file.role == Role::Disk);
+        self.layers.extend(layers.map(|file| (file.name.clone(), Layer::Link(of))));
+        self.parent(of)
+    }
+
+    /// Memory: all of it, with these pages full of a byte and the others zeros; or what differs from `parent`.
+    pub fn memory(mut self, pages: &[(u64, u8)], parent: Option<&Snapshot>) -> Shot<'a> {
+        self.memory = pages.into();
+        let info = MemoryInfo { parent: parent.map(|parent| parent.digest), bytes: pages.len() as u64 * PAGE };
+        self.with(|manifest| manifest.memory = Some(info))
+    }
+
+    /// Puts it into the store.
+    pub fn take(mut self) -> Snapshot {
+        let staging = self.store.stage().unwrap();
+        let mut backing = self.linked.and_then(|of| of.manifest.disks[0].backing.clone());
+        for (name, layer) in &self.layers {
+            let path = staging.dir().join(name);
+            match layer {
+                Layer::Link(of) => fs::hard_link(of.dir.join(name), &path).unwrap(),
+                Layer::Over(base) => {
+                    let file = base.manifest.disks[0].file.clone();
+                    let below = format!("../../snapshots/{}/{file}", base.digest.hex());
+                    create_overlay(&path, &below, Format::Qcow2, CLUSTERS * CLUSTER).unwrap();
+                    backing = Some(Backing { snapshot: base.digest, file });
+                }
+                Layer::Filled(clusters, byte) => {
+                    let raw = self.store.root().join(".raw");
+                    let mut bytes = vec![*byte; (clusters * CLUSTER) as usize];
+                    bytes.resize((CLUSTERS * CLUSTER) as usize, 0);
+                    fs::write(&raw, bytes).unwrap();
+                    create_from_raw(&raw, &path).unwrap();
+                    fs::remove_file(&raw).unwrap();
+                }
+            }
+            self.manifest.files.push(describe(staging.dir(), name, Role::Disk).unwrap());
+        }
+        if let Some((top, _)) = self.layers.last() {
+            self.manifest.disks.push(Disk {
+                device: "root".into(),
+                file: top.clone(),
+                format: "qcow2".into(),
+                virtual_size: CLUSTERS * CLUSTER,
+                backing,
+            });
+        }
+        if let Some(info) = &self.manifest.memory {
+            let (index, data) = memory(&self.memory, info.parent.is_none());
+            fs::write(staging.dir().join("memory"), data).unwrap();
+            fs::write(staging.dir().join("memory.index"), index.to_bytes()).unwrap();
+            for (name, role) in [("memory", Role::Memory), ("memory.index", Role::MemoryIndex)] {
+                self.manifest.files.push(describe(staging.dir(), name, role).unwrap());
+            }
+        }
+        let name = self.manifest.name.clone();
+        self.store.publish(staging, &self.manifest, &name).unwrap()
+    }
+}
+
+fn memory(pages: &[(u64, u8)], full: bool) -> (Index, Vec<u8>) {
+    let (mut runs, mut data) = (Vec::new(), Vec::new());
+    for page in 0..PAGES {
+        let filled = pages.iter().find(|(at, _)| *at == page);
+        if filled.is_none() && !full {
+            continue;
+        }
+        let offset = filled.map(|_| data.len() as u64);
+        data.extend(filled.into_iter().flat_map(|(_, byte)| vec![*byte; PAGE as usize]));
+        runs.push(Run { address: page * PAGE, length: PAGE, offset });
+    }
+    (Index::new(vec![Region { start: 0, length: PAGES * PAGE }], runs).unwrap(), data)
+}
