@@ -15,6 +15,7 @@ use crate::control::host::Host;
 use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
+use crate::disk;
 use crate::machine::{Files, Machine, Origin, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
@@ -81,6 +82,8 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     let house = House::open()?;
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
+    // What an earlier monitor left half done when it was killed.
+    disk::tidy(&stored.disk()).map_err(Failure::from)?;
     limits::raise_open_files().map_err(|error| Failure::while_doing("the limit of open files", error))?;
     let files = house.files(&stored)?;
     let keeper = Keeper { store: house.store().clone(), machine: stored.clone(), files: files.clone() };

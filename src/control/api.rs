@@ -144,12 +144,20 @@ fn snapshot(host: &Host, mut stream: UnixStream, wanted: SnapshotRequest) -> io:
             _ => ControlFlow::Continue(()),
         },
     };
-    let taken = host.keeper().and_then(|keeper| keeper.take(&*host.guest()?, &wanted, &watch));
+    let guest = host.guest();
+    let both = host.keeper().and_then(|keeper| Ok((keeper, guest?)));
+    let taken = both.as_ref().map_err(Clone::clone).and_then(|(keeper, guest)| keeper.take(&**guest, &wanted, &watch));
     stream.set_nonblocking(false)?;
     tell(&match taken {
         Ok(taken) => SnapshotEvent::Done(taken),
         Err(failure) => SnapshotEvent::Failed(failure),
-    })
+    })?;
+    drop(stream);
+    // Nobody waits for this.
+    if let Ok((keeper, guest)) = both {
+        keeper.flatten_if_long(&*guest);
+    }
+    Ok(())
 }
 
 /// Joins a connection to the guest's console, over reboots, until either ends.

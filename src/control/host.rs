@@ -24,6 +24,7 @@ use super::failure::{Code, Failure};
 use super::protocol::{Ended, State, Status, Stop, Wait};
 use super::snapshots::{Keeper, Watch};
 use crate::machine::{self, Captured, End, Machine};
+use crate::snapshot::Digest;
 use crate::spec::MachineSpec;
 use crate::sys::process;
 
@@ -52,7 +53,15 @@ pub trait Guest: Send + Sync + 'static {
     /// What its agent said when it was ready; waits for that up to `time`.
     fn hello(&self, time: Duration) -> Option<Hello>;
     /// Takes its disk and, if wanted, state and memory into a folder.
-    fn capture(&self, dir: &Path, with_memory: bool, watch: Watch<'_>) -> Result<Captured<'_>, Failure>;
+    fn capture(
+        &self,
+        dir: &Path,
+        with_memory: bool,
+        may_lie_over: &dyn Fn(&Digest) -> bool,
+        watch: Watch<'_>,
+    ) -> Result<Captured<'_>, Failure>;
+    /// Makes one layer of all that its disk has got by snapshots.
+    fn flatten_disk(&self) -> Result<(), Failure>;
 }
 
 impl Guest for Machine {
@@ -89,8 +98,17 @@ impl Guest for Machine {
     fn hello(&self, time: Duration) -> Option<Hello> {
         Machine::hello(self, time)
     }
-    fn capture(&self, dir: &Path, with_memory: bool, watch: Watch<'_>) -> Result<Captured<'_>, Failure> {
-        Ok(Machine::capture(self, dir, with_memory, watch)?)
+    fn capture(
+        &self,
+        dir: &Path,
+        with_memory: bool,
+        may_lie_over: &dyn Fn(&Digest) -> bool,
+        watch: Watch<'_>,
+    ) -> Result<Captured<'_>, Failure> {
+        Ok(Machine::capture(self, dir, with_memory, may_lie_over, watch)?)
+    }
+    fn flatten_disk(&self) -> Result<(), Failure> {
+        Ok(Machine::flatten_disk(self)?)
     }
 }
 

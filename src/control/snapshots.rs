@@ -31,6 +31,12 @@ const FREEZE: u32 = 20;
 /// How long the agent may take to freeze: its hooks have ten seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// After so many differences of memory comes a full one again, so that no wake has to look through more.
+const LONGEST_CHAIN: usize = 16;
+/// So many layers of a machine's own are made one. A chain may have 64 files (`disk::MAX_LAYERS`), and each costs
+/// a descriptor and some memory.
+const MANY_LAYERS: usize = 16;
+
 /// What must be known of a machine to keep snapshots of it.
 pub struct Keeper {
     /// Where they go.
@@ -67,7 +73,8 @@ impl Keeper {
             Mode::Quiesced => Some(Frozen::freeze(guest)?),
             Mode::Live | Mode::Crash => None,
         };
-        let captured = guest.capture(draft.staging.dir(), request.mode == Mode::Live, watch);
+        let may_lie_over = |base: &Digest| self.chain_length(base).is_some_and(|length| length < LONGEST_CHAIN);
+        let captured = guest.capture(draft.staging.dir(), request.mode == Mode::Live, &may_lie_over, watch);
         if let Some(frozen) = frozen {
             frozen.thaw();
         }
@@ -80,6 +87,20 @@ impl Keeper {
         let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
         captured.commit(digest);
         Ok(taken)
+    }
+
+    /// Makes one layer of many under the disk of a running machine, when it has too many of its own.
+    pub fn flatten_if_long(&self, guest: &dyn Guest) {
+        let long = self.machine.disk_layers().is_ok_and(|(layers, _)| layers.len() >= MANY_LAYERS);
+        if let Err(failure) = if long { guest.flatten_disk() } else { Ok(()) } {
+            tracing::warn!("the disk keeps its many layers: {failure}");
+        }
+    }
+
+    /// How many memories lie over each other in this one; `None` when one of them is gone.
+    fn chain_length(&self, base: &Digest) -> Option<usize> {
+        let base = self.store.resolve(&base.to_string()).ok()?;
+        Some(self.store.memory_chain(&base).ok()?.len())
     }
 
     /// Takes a snapshot of a machine that is shut down, whose lock the caller holds.

@@ -19,6 +19,7 @@ use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
 use crate::machine::{self, Captured, End};
+use crate::snapshot::Digest;
 use crate::spec::{MachineSpec, Size};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -48,8 +49,11 @@ impl Paper {
 }
 
 impl Guest for Paper {
-    fn capture(&self, _: &Path, _: bool, _: Watch<'_>) -> Result<Captured<'_>, Failure> {
+    fn capture(&self, _: &Path, _: bool, _: &dyn Fn(&Digest) -> bool, _: Watch<'_>) -> Result<Captured<'_>, Failure> {
         Err(Failure::new(Code::Failed, "paper has no memory"))
+    }
+    fn flatten_disk(&self) -> Result<(), Failure> {
+        Ok(())
     }
     fn start(&self) -> Result<(), Failure> {
         self.resume()

@@ -141,8 +141,17 @@ impl Machine {
     /// Takes the disk, and with `with_memory` the machine's state and memory, into the folder `dir`: the state
     /// as `machine.state`, memory as `memory` and `memory.index`, the sealed layers of the disk under their
     /// names. When it fails, the machine runs on as if nothing had been, but for one more layer under its disk.
-    pub fn capture(&self, dir: &Path, with_memory: bool, watch: Watch<'_>) -> Result<Captured<'_>, Error> {
+    ///
+    /// Memory is a difference to that of the last snapshot if `may_lie_over` says so of it.
+    pub fn capture(
+        &self,
+        dir: &Path,
+        with_memory: bool,
+        may_lie_over: &dyn Fn(&Digest) -> bool,
+        watch: Watch<'_>,
+    ) -> Result<Captured<'_>, Error> {
         let mut tracking = lock(&self.tracking);
+        tracking.base = tracking.base.filter(may_lie_over);
         let mut prepared = disk::prepare(&self.files.disk, &self.files.disk_root)?;
         let files = match with_memory {
             true => Some((create(dir, memory::DATA)?, create(dir, memory::INDEX)?)),
@@ -225,6 +234,18 @@ impl Machine {
             tracking.logging = true;
         }
         Ok(moment)
+    }
+
+    /// Makes one layer of all that the disk has got by snapshots, while the guest runs. Layers that snapshots hold
+    /// stay theirs.
+    pub fn flatten_disk(&self) -> Result<(), Error> {
+        // No snapshot meanwhile: it would add a layer to those that are being read.
+        let _tracking = lock(&self.tracking);
+        if let Some(mut flattened) = disk::flatten(&self.files.disk, &self.files.disk_root)? {
+            lock(&self.devices.root).device_mut().adopt_flattened(&mut flattened)?;
+            flattened.remove_old()?;
+        }
+        Ok(())
     }
 
     fn save(&self) -> Result<MachineState, Error> {

@@ -183,6 +183,12 @@ pub enum Error {
     /// The state of the machine cannot be written down.
     #[error("the machine's state cannot be saved: {0}")]
     State(#[from] snapshot::StateError),
+    /// The files of a snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// Writing or loading guest memory.
+    #[error(transparent)]
+    MemoryFile(#[from] memory_file::Error),
     /// A file of a snapshot under way.
     #[error(transparent)]
     File(#[from] crate::sys::files::Error),

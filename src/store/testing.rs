@@ -26,6 +26,8 @@ pub fn spec(name: &str) -> MachineSpec {
         image: String::new(),
         cpus: 1,
         memory: Size::mib(128),
+        max_cpus: 1,
+        max_memory: Size::mib(128),
         append: String::new(),
         kernel: None,
         forwards: Vec::new(),
@@ -56,7 +58,15 @@ impl Made {
     pub fn new(kind: Kind, name: &str) -> Made {
         let mut manifest = Manifest::new(kind, name, 1_700_000_000);
         let (cmdline, append) = (String::new(), String::new());
-        let machine = Machine { cpus: 1, memory: 1 << 28, max_cpus: 1, max_memory: 1 << 28, cmdline, append };
+        let machine = Machine {
+            cpus: 1,
+            memory: 1 << 28,
+            max_cpus: 1,
+            max_memory: 1 << 28,
+            boot_memory: 1 << 28,
+            cmdline,
+            append,
+        };
         manifest.machine = name.contains('@').then_some(machine);
         Made { manifest, files: Vec::new(), touch: None }
     }

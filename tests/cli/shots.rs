@@ -35,7 +35,7 @@ impl<'a> Shot<'a> {
         let mut manifest = Manifest::new(kind, name, 1_700_000_000 + after);
         manifest.machine = name.contains('@').then(|| {
             serde_json::from_str::<Machine>(
-                r#"{"cpus": 2, "memory": 268435456, "max_cpus": 4, "max_memory": 1073741824}"#,
+                r#"{"cpus": 2, "memory": 268435456, "max_cpus": 4, "max_memory": 1073741824, "boot_memory": 268435456}"#,
             )
             .unwrap()
         });

@@ -36,6 +36,8 @@ fn machine(store: &Store, name: &str, from: &Snapshot) {
         image: String::new(),
         cpus: 1,
         memory: Size::mib(64),
+        max_cpus: 1,
+        max_memory: Size::mib(64),
         append: String::new(),
         kernel: None,
         forwards: Vec::new(),
