@@ -31,6 +31,10 @@ _catnap_with_machines() {
             if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
             fi ;;
+        restore|clone)
+            if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
+                COMPREPLY=($(compgen -W "$(catnap snapshot ls -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+            fi ;;
         snapshot)
             if [[ $COMP_CWORD -gt 2 && "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 case "${COMP_WORDS[2]}" in
@@ -48,6 +52,7 @@ complete -F _catnap_with_machines -o nosort -o bashdefault -o default catnap
 /// Fish: rules beside the generated ones.
 const FISH: &str = r#"
 complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume; and not __fish_seen_subcommand_from snapshot image" -a "(catnap ps -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from restore clone" -a "(catnap snapshot ls -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from ls" -a "(catnap ps -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm" -a "(catnap snapshot ls --all -q 2>/dev/null)"
 "#;
@@ -73,7 +78,7 @@ fn with_machines_for_zsh(script: &str) -> String {
     let script = script.lines().map(|line| {
         let helper = match line {
             line if has(line, &["name", ":names", ":machine"]) => ":_catnap_machines'",
-            line if has(line, &[":reference", ":references", "reference_a", "reference_b"]) => ":_catnap_snapshots'",
+            line if has(line, &[":reference", ":references", "reference_a", "reference_b", ":snapshot"]) => ":_catnap_snapshots'",
             _ => ":_default'",
         };
         line.replace(":_default'", helper) + "\n"
