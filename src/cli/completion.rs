@@ -78,7 +78,9 @@ fn with_machines_for_zsh(script: &str) -> String {
     let script = script.lines().map(|line| {
         let helper = match line {
             line if has(line, &["name", ":names", ":machine"]) => ":_catnap_machines'",
-            line if has(line, &[":reference", ":references", "reference_a", "reference_b", ":snapshot"]) => ":_catnap_snapshots'",
+            line if has(line, &[":reference", ":references", "reference_a", "reference_b", ":snapshot"]) => {
+                ":_catnap_snapshots'"
+            }
             _ => ":_default'",
         };
         line.replace(":_default'", helper) + "\n"
