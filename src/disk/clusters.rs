@@ -1,13 +1,15 @@
 //! Sets of clusters: which parts of a disk some of its layers have data for.
 
+use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use imago::{FormatAccess, ShallowMapping};
 
 use super::chain::open_sealed_alone;
 use super::fenced::Fenced;
-use super::header::MAX_SIZE;
-use super::layout::CLUSTER;
+use super::header::{Header, MAX_SIZE};
+use super::layout::{CLUSTER, l2_tables};
 use super::{Error, Format};
 use crate::sys::files::At;
 
@@ -41,22 +43,42 @@ impl Clusters {
             .map(|cluster| cluster * CLUSTER)
     }
 
-    /// Adds what the file at `path` itself holds, data or zeros, whatever it lies over. Gives its size.
+    /// Adds what the file at `path` itself holds, data or zeros, whatever it lies over. Gives its size. Refuses
+    /// tables that lead to nowhere: a damaged layer must not be copied as if it were whole.
     pub(super) fn add_layer(&mut self, path: &Path, format: Format) -> Result<u64, Error> {
         let layer = open_sealed_alone(path, format)?;
+        let data = data_of(path, format)?;
         let (mut at, size) = (0, layer.size());
         while at < size {
-            let (mapping, length) = layer.get_shallow_mapping(at, size - at).at("read", path)?;
+            let (mapping, length) = layer
+                .get_shallow_mapping(at, size - at)
+                .map_err(|error| Error::refused(path, format!("a table of it is damaged: {error}")))?;
             if length == 0 {
                 break;
             }
-            if !matches!(mapping, ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Eof { .. }) {
-                self.add(at, at.saturating_add(length));
+            match mapping {
+                ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Eof { .. } => {}
+                ShallowMapping::Zero { .. } => self.add(at, at.saturating_add(length)),
+                ShallowMapping::Raw { offset, .. } if data.contains(&offset) => {
+                    self.add(at, at.saturating_add(length));
+                }
+                _ => return Err(Error::refused(path, format!("a table of it is damaged, for what is at {at}"))),
             }
             at = at.saturating_add(length);
         }
         Ok(size)
     }
+}
+
+/// Where in its file a layer can have data: not where our files have their tables.
+fn data_of(path: &Path, format: Format) -> Result<Range<u64>, Error> {
+    let file = File::open(path).at("open", path)?;
+    let end = file.metadata().at("open", path)?.len();
+    let tables = match format {
+        Format::Raw => None,
+        Format::Qcow2 => l2_tables(&file, &Header::of(&file, path)?).at("read", path)?,
+    };
+    Ok(tables.map_or(0, |tables| tables.end)..end)
 }
 
 /// Reads the cluster at `offset`; what lies beyond the end of the disk is zeros.

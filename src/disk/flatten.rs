@@ -12,27 +12,21 @@
 //! on the disk before, and the old ones are removed only when the header is. What a kill in between leaves over,
 //! [`super::tidy`] removes. Snapshots have links of their own to the old layers.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago::FormatAccess;
 
-use super::Error;
 use super::chain::{Layer, locked, open_layer};
 use super::fence::{Identity, Sector};
 use super::fenced::Fenced;
-use super::header::{Header, rename_backing};
-use super::layers::{Names, own_header, own_layers};
-use super::layout::{CLUSTER, Writer, ZEROS, l2_tables};
+use super::fold::fold;
+use super::header::rename_backing;
+use super::layers::{Names, own_layers};
+use super::{Error, Format};
 use crate::sys::files::{At, sync_dir};
-
-/// Of an L2 entry (qcow2.txt, "Cluster mapping"): where the cluster lies, and that it is compressed.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
 
 /// Layers that were flattened into one, which no disk reads through yet. Dropped before that, it goes away.
 pub struct Flattened {
@@ -65,19 +59,16 @@ enum Used {
 pub fn flatten(top: &Path, root: &Path) -> Result<Option<Flattened>, Error> {
     let names = Names::of(top)?;
     let own = own_layers(top)?;
-    let [lowest, .., highest] = own.layers.as_slice() else { return Ok(None) };
-    let header = own_header(lowest)?;
-    let sources = own.layers.iter().rev().map(|path| Source::open(path, &header)).collect::<Result<Vec<_>, _>>()?;
+    let [_, .., highest] = own.layers.as_slice() else { return Ok(None) };
+    // Beside others who read: a layer that is not sealed has a lock by which this is refused.
+    let _held = own.layers.iter().map(|path| locked(path, false)).collect::<Result<Vec<_>, _>>()?;
 
     let number = names.next()?;
     let (path, temporary) = (names.layer(number), names.temporary());
     let base = own.base.as_ref().map(|(name, format)| (name.as_str(), *format));
-    let written = (|| {
-        let mut writer = Writer::create(&temporary, header.size, base)?;
-        merge(&sources, header.size, &mut writer, &temporary)?;
-        writer.finish(&temporary)?;
-        Ok(fs::rename(&temporary, &path).at("make", &path)?)
-    })();
+    let sources: Vec<_> = own.layers.iter().rev().map(|path| (path.clone(), Format::Qcow2)).collect();
+    let written =
+        fold(&sources, &temporary, base, root).and_then(|()| Ok(fs::rename(&temporary, &path).at("make", &path)?));
     written.inspect_err(|_: &Error| {
         // What went wrong is the error to report; what cannot be removed now, `tidy` removes.
         let _ = fs::remove_file(&temporary);
@@ -138,85 +129,4 @@ impl Drop for Flattened {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// One of the layers that are read.
-struct Source {
-    path: PathBuf,
-    /// Locked beside others who read: a layer that is not sealed has a lock that this is refused by.
-    file: File,
-    length: u64,
-    tables: Range<u64>,
-}
-
-/// What a layer says of one cluster of the disk.
-enum Cluster {
-    /// Nothing: ask the layer below.
-    Below,
-    Zeros,
-    Data,
-}
-
-impl Source {
-    fn open(path: &Path, like: &Header) -> Result<Source, Error> {
-        let file = locked(path, false)?;
-        let header = Header::of(&file, path)?;
-        let tables = l2_tables(&file, &header).at("read", path)?.filter(|_| header.size == like.size);
-        let tables = tables.ok_or_else(|| Error::refused(path, "it is not a layer of this disk"))?;
-        let length = file.metadata().at("open", path)?.len();
-        Ok(Source { path: path.into(), file, length, tables })
-    }
-
-    /// The entries of L2 tables from `at` on, an offset among the tables.
-    fn table(&self, at: u64) -> Result<Vec<u64>, Error> {
-        let mut bytes = vec![0; CLUSTER as usize];
-        self.file.read_exact_at(&mut bytes, self.tables.start + at).at("read", &self.path)?;
-        Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
-    }
-
-    /// Understands an entry, and reads its cluster if it has one.
-    fn cluster(&self, entry: u64, into: &mut [u8]) -> Result<Cluster, Error> {
-        let at = entry & OFFSET;
-        if entry & COMPRESSED != 0 || !at.is_multiple_of(CLUSTER) {
-            return Err(Error::refused(&self.path, "a table of it is damaged"));
-        }
-        if entry & ZEROS != 0 {
-            return Ok(Cluster::Zeros);
-        }
-        if at == 0 {
-            return Ok(Cluster::Below);
-        }
-        if at < self.tables.end || at >= self.length {
-            return Err(Error::refused(&self.path, "a table of it leads to nowhere"));
-        }
-        // A cluster at the end whose last bytes are zeros may not be there as a whole.
-        let (there, rest) = into.split_at_mut((self.length - at).min(CLUSTER) as usize);
-        self.file.read_exact_at(there, at).at("read", &self.path)?;
-        rest.fill(0);
-        Ok(Cluster::Data)
-    }
-}
-
-/// Writes what the sources, the topmost first, show together.
-fn merge(sources: &[Source], size: u64, writer: &mut Writer, path: &Path) -> Result<(), Error> {
-    let mut data = vec![0; CLUSTER as usize];
-    let mut guest = 0;
-    let mut table = 0;
-    while guest < size {
-        let tables = sources.iter().map(|source| source.table(table)).collect::<Result<Vec<_>, _>>()?;
-        for entry in 0..CLUSTER as usize / 8 {
-            for (source, table) in sources.iter().zip(&tables) {
-                match source.cluster(table[entry], &mut data)? {
-                    Cluster::Below => continue,
-                    Cluster::Zeros => writer.append_zeros(guest),
-                    Cluster::Data => writer.append(guest, &data),
-                }
-                .at("write", path)?;
-                break;
-            }
-            guest += CLUSTER;
-        }
-        table += CLUSTER;
-    }
-    Ok(())
 }
