@@ -184,13 +184,14 @@ impl House {
             (Condition::Lost, _) => (State::Lost, Some("host restarted".into())),
         };
         let spec = machine.spec.clone();
+        let size = status.as_ref().and_then(|status| status.size);
         Ok(View {
             name: spec.name,
             state,
             detail,
             image: self.image_name(&spec.image),
-            cpus: spec.cpus,
-            memory_bytes: spec.memory.bytes(),
+            cpus: size.map_or(spec.cpus, |size| size.cpus),
+            memory_bytes: size.map_or(spec.memory.bytes(), |size| size.memory),
             forwards: spec.forwards,
             uptime_seconds: record.filter(|_| status.is_some()).map(|record| record.age()),
             pid: status.as_ref().map(|status| status.pid),
