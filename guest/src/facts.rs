@@ -1,6 +1,7 @@
 //! What the kernel says about this machine.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
@@ -15,6 +16,20 @@ pub fn memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The size in bytes of the disk that the root filesystem lies on, `None` when it lies on none.
+pub fn root_disk_bytes() -> Option<u64> {
+    let device = fs::metadata("/").ok()?.dev();
+    let (major, minor) = (nix::libc::major(device), nix::libc::minor(device));
+    // In sectors of 512 bytes, whatever the disk's own are (Documentation/ABI/stable/sysfs-block).
+    let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size")).ok()?;
+    sectors.trim().parse::<u64>().ok()?.checked_mul(512)
+}
+
+/// The size in bytes of the root filesystem, without what it needs for itself.
+pub fn root_bytes() -> u64 {
+    nix::sys::statvfs::statvfs("/").map_or(0, |fs| fs.blocks().saturating_mul(fs.fragment_size()))
 }
 
 /// Seconds since boot, sleep included.

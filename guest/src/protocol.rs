@@ -126,6 +126,16 @@ pub struct Status {
     pub cpus: u32,
     /// MemTotal in bytes.
     pub memory_bytes: u64,
+    /// MemTotal in bytes when the agent was started: the difference is what was plugged in since, or taken away.
+    /// 0 when unknown.
+    #[serde(default)]
+    pub boot_memory_bytes: u64,
+    /// The size of the disk below the root filesystem in bytes, 0 when unknown.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// The size of the root filesystem in bytes, 0 when unknown.
+    #[serde(default)]
+    pub root_bytes: u64,
     /// Seconds since boot, as the guest's monotonic clock (with sleep) counts them.
     pub uptime_seconds: u64,
     /// The kernel's boot id.

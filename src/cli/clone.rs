@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::home::House;
-use super::restore::{self, Plan};
+use super::restore::{self, Plan, Restored};
+use super::sizes::Wanted;
 use super::{Outcome, checks, start, ui};
 use crate::control::{Code, Failure};
-use crate::spec::{Forward, Name};
+use crate::spec::{Forward, Name, Size};
 use crate::sys::process;
 
 /// Make new machines from one snapshot
@@ -20,7 +21,8 @@ With --count, the clones are called NAME-1, NAME-2 … and a port that is publis
 
 Examples:
   catnap clone anna@monday bella
-  catnap clone anna@monday bella --count 3 -p 8081:80")]
+  catnap clone anna@monday bella --count 3 -p 8081:80
+  catnap clone anna@monday bella --flavor tiger")]
 pub struct Args {
     /// How many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -28,6 +30,11 @@ pub struct Args {
     /// Let the clones keep machine id and host name; their entropy is renewed all the same
     #[arg(long)]
     keep_identity: bool,
+    #[command(flatten)]
+    size: Wanted,
+    /// A larger root disk for each; its filesystem grows to fill it
+    #[arg(long, value_name = "SIZE")]
+    disk_size: Option<Size>,
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
@@ -62,6 +69,8 @@ pub fn run(args: Args) -> Outcome {
             snapshot: &snapshot,
             name,
             forwards,
+            size: args.size.clone(),
+            disk_size: args.disk_size,
             cold: false,
             new_identity: !args.keep_identity,
             timeout: Duration::from_secs(args.timeout.into()),
@@ -75,6 +84,7 @@ pub fn run(args: Args) -> Outcome {
     if args.json {
         ui::json(&restored)?;
     }
+    restored.iter().try_for_each(Restored::check_size)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -104,6 +114,8 @@ mod tests {
         let args = |count, name: &str, port: u16| Args {
             count,
             keep_identity: false,
+            size: Wanted::default(),
+            disk_size: None,
             forwards: vec![Forward { host: port, guest: 80 }],
             json: false,
             timeout: 1,

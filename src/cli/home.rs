@@ -22,9 +22,10 @@ use crate::sys::home::Home;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What every guest's kernel is told: to show itself on the serial console, but only what matters, for every
-/// byte costs an exit; to reboot at once when it panics, by way of the keyboard controller; and not to test
-/// its own ciphers, which is more than half of what a distribution's kernel does in a boot (`scripts/bench`).
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 cryptomgr.notests";
+/// byte costs an exit; to reboot at once when it panics, by way of the keyboard controller; not to test its own
+/// ciphers, which is more than half of what a distribution's kernel does in a boot (`scripts/bench`); and to use
+/// memory that is plugged in at once, for what can be moved, so that it can be given back.
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 cryptomgr.notests memhp_default_state=online_movable";
 
 /// A machine by name, or why its files cannot be read.
 pub type Listed = (Name, Result<Machine, Failure>);
@@ -183,13 +184,14 @@ impl House {
             (Condition::Lost, _) => (State::Lost, Some("host restarted".into())),
         };
         let spec = machine.spec.clone();
+        let size = status.as_ref().and_then(|status| status.size);
         Ok(View {
             name: spec.name,
             state,
             detail,
             image: self.image_name(&spec.image),
-            cpus: spec.cpus,
-            memory_bytes: spec.memory.bytes(),
+            cpus: size.map_or(spec.cpus, |size| size.cpus),
+            memory_bytes: size.map_or(spec.memory.bytes(), |size| size.memory),
             forwards: spec.forwards,
             uptime_seconds: record.filter(|_| status.is_some()).map(|record| record.age()),
             pid: status.as_ref().map(|status| status.pid),

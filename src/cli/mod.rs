@@ -7,6 +7,7 @@ mod console;
 mod doctor;
 mod errors;
 mod exec;
+mod fit;
 mod home;
 mod image;
 mod inspect;
@@ -16,9 +17,11 @@ mod monitor;
 mod pause;
 mod ps;
 mod record;
+mod resize;
 mod restore;
 mod rm;
 mod run;
+mod sizes;
 mod snapshot;
 mod start;
 mod stop;
@@ -63,6 +66,7 @@ Machines:
   rm          Remove machines with their disks
   pause       Hold machines' vCPUs still
   resume      Let paused machines run on
+  resize      Give a machine more or fewer vCPUs and memory
 
 Inside a machine:
   exec        Run a program in the guest
@@ -100,6 +104,7 @@ enum Verb {
     Rm(rm::Args),
     Pause(pause::Pause),
     Resume(pause::Resume),
+    Resize(resize::Args),
     Exec(exec::Args),
     Console(console::Args),
     Logs(logs::Args),
@@ -130,6 +135,7 @@ pub fn main() -> ExitCode {
         Verb::Rm(args) => rm::run(args),
         Verb::Pause(args) => pause::pause(args),
         Verb::Resume(args) => pause::resume(args),
+        Verb::Resize(args) => resize::run(args),
         Verb::Exec(args) => exec::run(args),
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
@@ -195,6 +201,8 @@ mod tests {
             "catnap exec anna ls -l --color",
             "catnap exec -it anna -- sh",
             "catnap stop -f a b c",
+            "catnap resize anna --cpus 4 --memory 1G",
+            "catnap restore anna@a --flavor tiger --disk-size 4G",
             "catnap logs -f -n 5 anna",
             "catnap snapshot ls anna -q",
             "catnap snapshot rm --merge anna@a kitten sha256:0123",
@@ -212,6 +220,9 @@ mod tests {
             "catnap exec -t -T anna -- sh",
             "catnap exec -e X anna -- sh",
             "catnap completion tcsh",
+            "catnap resize --cpus 4",
+            "catnap resize anna --cpus 2 --flavor tiger",
+            "catnap resize anna --memory lots",
             "catnap ps --json --quiet",
             "catnap snapshot",
             "catnap snapshot rm",

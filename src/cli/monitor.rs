@@ -16,7 +16,7 @@ use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{Files, Machine, Origin, Wakeup};
+use crate::machine::{Files, Machine, Origin, Size, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
 use crate::sys::limits;
@@ -98,8 +98,12 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
         Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
     let built = origin.and_then(|origin| Ok(Machine::new(&stored.spec, &files, origin)?));
-    let machine = match built.and_then(|machine| host.start(&machine).map(|()| machine)) {
-        Ok(machine) => machine,
+    // A woken machine is told its size before it runs, so that it has that before it serves anybody.
+    let size = Size { cpus: stored.spec.cpus, memory: stored.spec.memory.bytes() };
+    let asked = |machine: &Machine| nap.map(|_| machine.ask_at_wake(size)).transpose();
+    let built = built.and_then(|machine| Ok((asked(&machine)?, machine)));
+    let (asked, machine) = match built.and_then(|(asked, machine)| host.start(&machine).map(|()| (asked, machine))) {
+        Ok(both) => both,
         Err(failure) => {
             server.close(Duration::ZERO);
             return Err(failure);
@@ -107,7 +111,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     };
     if let Some((_, identity)) = nap {
         let new_identity = (identity == launch::RENEW).then(|| name.to_string());
-        machine.tell_agent(Wakeup { new_identity }).map_err(|error| Failure::while_doing("the waker", error))?;
+        machine.tell_agent(Wakeup { new_identity, asked }).map_err(|error| Failure::while_doing("the waker", error))?;
     }
     lock.started()?;
     let record = Record::begin();
@@ -126,7 +130,9 @@ impl Monitor {
         });
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
-            Ok(Machine::new(&self.stored.spec, &self.files, Origin::Boot)?)
+            // It may have been resized since.
+            let spec = House::open()?.machine(&self.stored.spec.name)?.spec;
+            Ok(Machine::new(&spec, &self.files, Origin::Boot)?)
         });
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::fit::{fit, ratchet};
 use super::home::House;
+use super::sizes::{self, Wanted};
 use super::snapshot::create;
 use super::{Outcome, checks, console, launch, start, stop, ui};
-use crate::control::protocol::{Mode, SnapshotRequest, Status};
+use crate::control::protocol::{Mode, Resized, SnapshotRequest, Status};
 use crate::control::{Code, Failure, Keeper};
+use crate::machine::SETTLING;
 use crate::snapshot::Kind;
 use crate::spec::{Forward, MachineSpec, Name, Size};
 use crate::store::{self, Machine, Snapshot};
@@ -25,8 +28,14 @@ The machine gets the name of the one that was snapshotted, if that is free. With
 a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs gets an
 identity of its own: machine id, host name, entropy.
 
+It can wake in another size: before anybody reaches its ports, the guest has the new vCPUs and memory. What it cannot
+give back it keeps; then the size that was reached is said, the exit code is 4, and the machine runs. Sizes outside of
+its envelope, and less memory than it booted with, take another boot (--cold). A disk only grows.
+
 Examples:
   catnap restore anna@monday
+  catnap restore anna@monday --cpus 4 --memory 1G
+  catnap restore anna@monday --name anna-roomy --disk-size 4G
   catnap restore anna@monday --replace
   catnap restore anna@monday --name anna-again -p 8081:80
   catnap restore anna@monday --name anna-cold --cold")]
@@ -43,6 +52,11 @@ pub struct Args {
     /// Boot from the disks alone, also when there is memory
     #[arg(long)]
     cold: bool,
+    #[command(flatten)]
+    size: Wanted,
+    /// A larger root disk; its filesystem grows to fill it
+    #[arg(long, value_name = "SIZE")]
+    disk_size: Option<Size>,
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
@@ -77,6 +91,19 @@ pub struct Restored {
     pub ready_us: u64,
     /// Ports of the host that lead into the guest.
     pub forwards: Vec<Forward>,
+    /// What came of another size than the snapshot's, for a guest that went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resized: Option<Resized>,
+}
+
+impl Restored {
+    /// A failure when the machine runs in another size than was wanted.
+    pub fn check_size(&self) -> Result<(), Failure> {
+        match &self.resized {
+            Some(resized) if !resized.is_complete() => Err(sizes::fell_short(&self.name, resized)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How a snapshot becomes a machine.
@@ -87,12 +114,37 @@ pub struct Plan<'a> {
     pub name: Name,
     /// Its ports.
     pub forwards: Vec<Forward>,
+    /// Another size than the snapshot's.
+    pub size: Wanted,
+    /// Another size of its disk.
+    pub disk_size: Option<Size>,
     /// Whether it boots in any case.
     pub cold: bool,
     /// Whether it is somebody else from now on.
     pub new_identity: bool,
     /// How long the agent may take.
     pub timeout: Duration,
+}
+
+impl Plan<'_> {
+    /// Whether the guest goes on; otherwise it boots.
+    fn resumes(&self) -> bool {
+        self.snapshot.manifest.kind == Kind::Live && !self.cold
+    }
+
+    /// The machine that the snapshot becomes, or why it cannot.
+    pub fn check(&self) -> Result<MachineSpec, Failure> {
+        let manifest = &self.snapshot.manifest;
+        let saved = manifest.machine.as_ref().ok_or_else(|| {
+            Failure::new(Code::Refused, format!("{} is an image, and no machine's snapshot", manifest.name))
+                .hint(format!("catnap run {}", manifest.name))
+        })?;
+        let least = manifest.disks.iter().map(|disk| disk.virtual_size).max().unwrap_or(0);
+        match self.disk_size.map(Size::bytes).filter(|wanted| *wanted < least) {
+            Some(wanted) => Err(ratchet(store::Error::DiskTooSmall { wanted, least })),
+            None => fit(self, saved, self.resumes()),
+        }
+    }
 }
 
 /// Runs the verb.
@@ -105,12 +157,23 @@ pub fn run(args: Args) -> Outcome {
     let nameless = || Failure::new(Code::Usage, "the snapshot tells no machine's name").hint("--name NAME");
     let name = args.name.clone().or_else(|| original.clone()).ok_or_else(nameless)?;
     checks::kvm_quickly()?;
-    let mut forwards = args.forwards;
+    let mut plan = Plan {
+        snapshot: &snapshot,
+        name: name.clone(),
+        forwards: args.forwards,
+        size: args.size,
+        disk_size: args.disk_size,
+        cold: args.cold,
+        new_identity: false,
+        timeout: Duration::from_secs(args.timeout.into()),
+    };
+    // Before a machine makes way for one that cannot be.
+    plan.check()?;
     match house.store().machine(&name) {
         Err(store::Error::NoMachine(_)) => {}
         Ok(machine) if args.replace => {
-            if forwards.is_empty() {
-                forwards = machine.spec.forwards.clone();
+            if plan.forwards.is_empty() {
+                plan.forwards = machine.spec.forwards.clone();
             }
             make_way(&house, &machine, !args.no_safety)?;
         }
@@ -122,12 +185,11 @@ pub fn run(args: Args) -> Outcome {
         Err(error) => return Err(error.into()),
     }
     let runs = |name: &Name| house.machine(name).is_ok_and(|machine| machine.is_running().unwrap_or(false));
-    let new_identity = original.is_some_and(|original| original != name && runs(&original));
-    let timeout = Duration::from_secs(args.timeout.into());
-    let plan = Plan { snapshot: &snapshot, name: name.clone(), forwards, cold: args.cold, new_identity, timeout };
+    plan.new_identity = original.is_some_and(|original| original != name && runs(&original));
     let restored = carry_out(&house, plan, begun)?;
     match (args.json, args.attach) {
         (true, _) => ui::json(&restored)?,
+        (_, true) if restored.check_size().is_err() => {}
         (_, attach) => {
             start::announce(&house.machine(&name)?.spec)?;
             ui::note(tell(&restored));
@@ -136,6 +198,7 @@ pub fn run(args: Args) -> Outcome {
             }
         }
     }
+    restored.check_size()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -159,35 +222,23 @@ pub fn original(snapshot: &Snapshot) -> Option<Name> {
 
 /// Makes the machine and starts it. When that fails, nothing of it stays behind.
 pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, Failure> {
-    let manifest = &plan.snapshot.manifest;
-    let shape = manifest.machine.as_ref().ok_or_else(|| {
-        Failure::new(Code::Refused, format!("{} is an image, and no machine's snapshot", manifest.name))
-            .hint(format!("catnap run {}", manifest.name))
-    })?;
-    let spec = MachineSpec {
-        name: plan.name,
-        image: plan.snapshot.digest.to_string(),
-        cpus: shape.cpus,
-        memory: Size(shape.memory),
-        max_cpus: shape.max_cpus,
-        max_memory: Size(shape.max_memory),
-        append: shape.append.clone(),
-        kernel: None,
-        forwards: plan.forwards,
-    };
-    spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap restore --help"))?;
-    let resumed = manifest.kind == Kind::Live && !plan.cold;
-    let machine = house.store().create_machine(&spec, plan.snapshot)?;
+    let (manifest, resumed) = (&plan.snapshot.manifest, plan.resumes());
+    let spec = plan.check()?;
+    sizes::warn_of_many(spec.cpus);
+    let machine =
+        house.store().create_machine_sized(&spec, plan.snapshot, plan.disk_size.map(Size::bytes)).map_err(ratchet)?;
     let from = match resumed {
         true => launch::From::Nap { new_identity: plan.new_identity },
         false => launch::From::Disk,
     };
-    let status = launch::launch(house, &machine, from, plan.timeout).inspect_err(|_| {
+    // A guest that changes its size answers when it has done so.
+    let patience = if resumed { plan.timeout + SETTLING } else { plan.timeout };
+    let status = launch::launch(house, &machine, from, patience).inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&spec.name) {
             ui::warn(format!("{} could not be removed: {error}", spec.name));
         }
     })?;
-    let Status { running_since_us, .. } = status;
+    let Status { running_since_us, resized, .. } = status;
     Ok(Restored {
         name: spec.name,
         snapshot: spec.image,
@@ -196,6 +247,7 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
         resume_us: running_since_us.saturating_sub(begun),
         ready_us: process::monotonic_us().saturating_sub(begun),
         forwards: spec.forwards,
+        resized,
     })
 }
 
@@ -229,6 +281,12 @@ fn make_way(house: &House, machine: &Machine, safety: bool) -> Result<(), Failur
 fn tell(restored: &Restored) -> String {
     let milliseconds = |us: u64| us as f64 / 1000.0;
     match restored.resumed {
+        true if restored.resized.as_ref().is_some_and(Resized::is_complete) => format!(
+            "awake with {}: it ran after {:.0} ms and had its size after {:.0} ms",
+            restored.resized.as_ref().map(|resized| resized.reached.to_string()).unwrap_or_default(),
+            milliseconds(restored.resume_us),
+            milliseconds(restored.ready_us)
+        ),
         true => format!(
             "awake: it ran after {:.0} ms and answered after {:.0} ms",
             milliseconds(restored.resume_us),

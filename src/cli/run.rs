@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::home::House;
+use super::sizes::{self, host_cpus};
 use super::{Outcome, checks, console, image, launch, start, ui};
 use crate::boot;
 use crate::control::{Code, Failure};
@@ -92,6 +93,7 @@ pub fn run(args: Args) -> Outcome {
         return Err(store::Error::MachineTaken(spec.name).into());
     }
     spec.kernel.as_deref().map_or(Ok(()), check_kernel)?;
+    sizes::warn_of_many(spec.cpus);
     checks::memory(spec.memory)?;
     checks::ports(&house, &spec)?;
     checks::kvm_quickly()?;
@@ -116,10 +118,6 @@ pub fn run(args: Args) -> Outcome {
         true => console::attach(&house, &machine.spec.name),
         false => Ok(std::process::ExitCode::SUCCESS),
     }
-}
-
-fn host_cpus() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }
 
 /// A friendly name for a machine of this image.

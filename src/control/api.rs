@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::failure::{Code, Failure};
 use super::host::Host;
 use super::http::{self, Request};
-use super::protocol::{MAX_WAIT, STREAM, SnapshotEvent, SnapshotRequest, Wait};
+use super::protocol::{MAX_WAIT, Resized, STREAM, SnapshotEvent, SnapshotRequest, Wait};
 use super::server::Handler;
 use crate::machine::State;
 
@@ -27,6 +27,8 @@ pub struct Api(pub Arc<Host>);
 enum Answer {
     /// The machine's status.
     Status,
+    /// What came of a resize.
+    Resized(Box<Resized>),
     /// The connection becomes the guest's console.
     Console,
     /// The connection tells how a snapshot comes about.
@@ -40,6 +42,7 @@ impl Handler for Api {
         match self.route(&request) {
             Err(failure) => http::fail(&mut stream, &failure),
             Ok(Answer::Status) => http::respond(&mut stream, 200, &serde_json::to_vec(&self.0.status())?),
+            Ok(Answer::Resized(resized)) => http::respond(&mut stream, 200, &serde_json::to_vec(&resized)?),
             Ok(Answer::Console) => console(&self.0, stream, &request.early),
             Ok(Answer::Snapshot(wanted)) => snapshot(&self.0, stream, wanted),
             Ok(Answer::Agent(agent)) => join(stream, agent, &request.early),
@@ -60,6 +63,7 @@ impl Api {
             ("POST", "/v1/resume") => host.guest()?.resume()?,
             ("POST", "/v1/power-button") => host.guest()?.power_button()?,
             ("POST", "/v1/stop") => host.stop(body(request)?)?,
+            ("POST", "/v1/resize") => return Ok(Answer::Resized(Box::new(host.resize(body(request)?)?))),
             ("GET", "/v1/console") => {
                 must_upgrade(request)?;
                 host.guest()?;

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use catnap_guest::protocol as agent;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::failure::{Code, Failure};
-use super::protocol::{MAX_BODY, MAX_HEAD, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait};
+use super::protocol::{
+    MAX_BODY, MAX_HEAD, MAX_RESIZE, Resize, Resized, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait,
+};
 use crate::machine::Progress;
 use crate::sys::local;
 
@@ -114,6 +117,11 @@ impl Client {
         self.ask("POST", "/v1/stop", &stop, Duration::from_secs(stop.seconds.into()))
     }
 
+    /// Gives the guest another size, and returns when it has that or will not.
+    pub fn resize(&self, resize: Resize) -> Result<Resized, Error> {
+        self.ask("POST", "/v1/resize", &resize, Duration::from_secs(MAX_RESIZE.into()))
+    }
+
     /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new.
     pub fn snapshot(
         &self,
@@ -169,7 +177,13 @@ impl Client {
     }
 
     /// One request with an answer in JSON that takes the monitor up to `time`.
-    fn ask(&self, method: &str, path: &str, body: &impl Serialize, time: Duration) -> Result<Status, Error> {
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+        time: Duration,
+    ) -> Result<T, Error> {
         let mut stream = self.send(method, path, body, "", time)?;
         let (status, length) = self.head(&mut stream)?;
         let body = self.body(stream, length)?;

@@ -88,6 +88,14 @@ impl From<machine::Error> for Failure {
             }
             machine::Error::Disk(_) => is(Code::Failed).hint("qemu-img check tells more about the disk"),
             machine::Error::Forward(_) => is(Code::Refused).hint("another port of the host with -p"),
+            // The next step depends on the machine, so whoever knows that gives it.
+            machine::Error::Envelope { .. } => is(Code::Refused),
+            machine::Error::Step { boot, .. } => {
+                let step = crate::spec::MEMORY_STEP.bytes();
+                let near = (1 << 30u64).max(*boot + step);
+                is(Code::Usage).hint(format!("--memory {}", crate::spec::Size(near - (near - boot) % step)))
+            }
+            machine::Error::Paused => is(Code::Refused).hint("catnap resume"),
             machine::Error::Ended => is(Code::Refused).hint("catnap start boots it again"),
             _ => is(Code::Failed),
         }

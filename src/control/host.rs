@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use catnap_guest::protocol::Hello;
 
 use super::failure::{Code, Failure};
-use super::protocol::{Ended, State, Status, Stop, Wait};
+use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Wait};
 use super::snapshots::{Keeper, Watch};
-use crate::machine::{self, Captured, End, Machine};
+use crate::machine::{self, Captured, End, Machine, Resized, Shape, Size};
 use crate::snapshot::Digest;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Name};
 use crate::sys::process;
 
 /// What the control protocol needs of a machine.
@@ -60,6 +60,14 @@ pub trait Guest: Send + Sync + 'static {
         may_lie_over: &dyn Fn(&Digest) -> bool,
         watch: Watch<'_>,
     ) -> Result<Captured<'_>, Failure>;
+    /// The size that it has.
+    fn size(&self) -> Size;
+    /// What it can be resized to.
+    fn shape(&self) -> Shape;
+    /// Asks it to have another size, and returns when it has or will not, after `time` at the latest.
+    fn resize(&self, wanted: Size, time: Duration) -> Result<Resized, Failure>;
+    /// What came of the size that it was to wake in.
+    fn resized(&self) -> Option<Resized>;
     /// Makes one layer of all that its disk has got by snapshots.
     fn flatten_disk(&self) -> Result<(), Failure>;
 }
@@ -107,6 +115,18 @@ impl Guest for Machine {
     ) -> Result<Captured<'_>, Failure> {
         Ok(Machine::capture(self, dir, with_memory, may_lie_over, watch)?)
     }
+    fn size(&self) -> Size {
+        Machine::size(self)
+    }
+    fn shape(&self) -> Shape {
+        Machine::shape(self)
+    }
+    fn resize(&self, wanted: Size, time: Duration) -> Result<Resized, Failure> {
+        Ok(Machine::resize(self, wanted, time)?)
+    }
+    fn resized(&self) -> Option<Resized> {
+        Machine::resized(self)
+    }
     fn flatten_disk(&self) -> Result<(), Failure> {
         Ok(Machine::flatten_disk(self)?)
     }
@@ -134,6 +154,19 @@ struct Inner {
     /// Requests to stop that are under way: then a reboot is an end.
     stopping: u32,
     ended: Option<Ended>,
+}
+
+/// The commands that give a machine a size which it cannot have without another boot.
+fn another_boot(name: &Name, shape: Shape, wanted: Size) -> String {
+    let Size { cpus, memory } = wanted;
+    let size = format!("--cpus {cpus} --memory {}", crate::spec::Size(memory));
+    match cpus <= shape.max_cpus && memory <= shape.max_memory {
+        true => format!("catnap stop {name} && catnap resize {name} {size} && catnap start {name}"),
+        // The envelope is fixed too, until there is another machine.
+        false => format!(
+            "catnap snapshot create {name}@small && catnap restore {name}@small --name {name}-big --cold {size}"
+        ),
+    }
 }
 
 impl Host {
@@ -287,6 +320,22 @@ impl Host {
         }
     }
 
+    /// Gives the guest another size, and has the machine keep it for its next boot, if it has a store.
+    pub fn resize(&self, wanted: Resize) -> Result<Resized, Failure> {
+        let guest = self.guest()?;
+        let (name, now) = (&self.spec.name, guest.size());
+        let wanted = Size { cpus: wanted.cpus.unwrap_or(now.cpus), memory: wanted.memory.unwrap_or(now.memory) };
+        let refused = |failure: Failure| match failure.hint {
+            None => failure.hint(another_boot(name, guest.shape(), wanted)),
+            Some(_) => failure,
+        };
+        let resized = guest.resize(wanted, Duration::from_secs(MAX_RESIZE.into())).map_err(refused)?;
+        if let Ok(keeper) = self.keeper() {
+            keeper.machine.set_size(guest.size().cpus, guest.size().memory)?;
+        }
+        Ok(resized)
+    }
+
     /// What there is to tell of the machine.
     pub fn status(&self) -> Status {
         let inner = self.lock();
@@ -300,6 +349,8 @@ impl Host {
             (None, None) if boots == 0 => State::Starting,
             (None, None) => State::Rebooting,
         };
+        let (size, shape) = (guest.as_ref().map(|guest| guest.size()), guest.as_ref().map(|guest| guest.shape()));
+        let resized = guest.as_ref().and_then(|guest| guest.resized());
         Status {
             state,
             agent: guest.and_then(|guest| guest.hello(Duration::ZERO)),
@@ -310,6 +361,9 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").into(),
             machine: self.spec.clone(),
             running_since_us,
+            size,
+            shape,
+            resized,
         }
     }
 

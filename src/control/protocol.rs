@@ -4,11 +4,12 @@
 use catnap_guest::protocol::Hello;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Progress;
+use crate::machine::{Progress, Shape, Size};
 use crate::snapshot::Kind;
 use crate::spec::MachineSpec;
 
 use super::failure::Failure;
+pub use crate::machine::{Resized, Seen};
 
 /// The protocol that a connection is upgraded to for a stream of bytes.
 pub const STREAM: &str = "catnap-stream";
@@ -18,6 +19,9 @@ pub const MAX_HEAD: usize = 8 * 1024;
 pub const MAX_BODY: usize = 128 * 1024;
 /// The longest time that one request may wait for something to happen, in seconds.
 pub const MAX_WAIT: u32 = 600;
+
+/// The longest time that a resize takes, in seconds, and then some for a guest that answers late.
+pub const MAX_RESIZE: u32 = 60;
 
 /// What a machine is and does: the answer to `GET /v1/machine` and to everything that changes its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,15 @@ pub struct Status {
     /// When the vCPUs first ran, in microseconds of the host's CLOCK_MONOTONIC.
     #[serde(default)]
     pub running_since_us: u64,
+    /// The size that the machine has now.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// What it can be resized to without another boot.
+    #[serde(default)]
+    pub shape: Option<Shape>,
+    /// What came of the size that it was to wake in, when that was another than the snapshot's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resized: Option<Resized>,
 }
 
 /// What a machine with a monitor does.
@@ -91,6 +104,18 @@ impl Stop {
     fn seconds() -> u32 {
         30
     }
+}
+
+/// The body of `POST /v1/resize`, which is answered with a [`Resized`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// vCPUs; as many as now when not given.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// RAM in bytes; as much as now when not given.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 /// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON; a client

@@ -15,10 +15,10 @@ use super::api::Api;
 use super::client::{Client, Error};
 use super::failure::{Code, Failure};
 use super::host::{Guest, Host};
-use super::protocol::{Ended, State, Stop, Wait};
+use super::protocol::{Ended, Resize, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
-use crate::machine::{self, Captured, End};
+use crate::machine::{self, Captured, End, Resized, Shape};
 use crate::snapshot::Digest;
 use crate::spec::{MachineSpec, Size};
 
@@ -30,12 +30,14 @@ struct Paper {
     changed: Condvar,
     screens: Mutex<Vec<Sender<Vec<u8>>>>,
     deaf: bool,
+    size: Mutex<machine::Size>,
 }
 
 impl Paper {
     fn new(deaf: bool) -> Arc<Paper> {
         let state = Mutex::new(machine::State::Paused);
-        Arc::new(Paper { state, changed: Condvar::new(), screens: Mutex::default(), deaf })
+        let size = Mutex::new(machine::Size { cpus: 1, memory: 256 << 20 });
+        Arc::new(Paper { state, changed: Condvar::new(), screens: Mutex::default(), deaf, size })
     }
 
     fn become_(&self, state: machine::State) {
@@ -54,6 +56,20 @@ impl Guest for Paper {
     }
     fn flatten_disk(&self) -> Result<(), Failure> {
         Ok(())
+    }
+    fn size(&self) -> machine::Size {
+        *self.size.lock().unwrap()
+    }
+    fn shape(&self) -> Shape {
+        Shape { cpus: 1, max_cpus: 4, boot_memory: 256 << 20, max_memory: 1 << 30 }
+    }
+    fn resize(&self, wanted: machine::Size, _: Duration) -> Result<Resized, Failure> {
+        self.shape().check(wanted)?;
+        let before = std::mem::replace(&mut *self.size.lock().unwrap(), wanted);
+        Ok(Resized { before, wanted, reached: wanted, guest: None, duration_ms: 1 })
+    }
+    fn resized(&self) -> Option<Resized> {
+        None
     }
     fn start(&self) -> Result<(), Failure> {
         self.resume()

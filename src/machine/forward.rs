@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use catnap_guest::protocol::{AGENT_PORT, Request, write_line};
@@ -43,7 +43,18 @@ pub enum Error {
 /// The forwarded ports of one machine, for as long as it lives.
 pub struct Forwarder {
     stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    work: Mutex<Work>,
+}
+
+/// ```text
+///          open                 drop
+/// Closed ───────> Open(thread) ──────> (none)
+/// ```
+enum Work {
+    /// Visitors wait in the kernel's queue.
+    Closed(Epoll, Vec<Port>, Handle),
+    /// A thread takes them in; `None` when it could not be had.
+    Open(Option<JoinHandle<()>>),
 }
 
 /// A port that is listened on.
@@ -56,9 +67,9 @@ struct Port {
 }
 
 impl Forwarder {
-    /// Listens on all ports, or on none if one cannot be had, and begins to accept.
-    pub fn start(forwards: &[Forward], handle: Handle) -> Result<Forwarder, Error> {
-        let mut ports = forwards.iter().map(Port::listen).collect::<Result<Vec<_>, _>>()?;
+    /// Listens on all ports, or on none if one cannot be had. Nobody is let in before [`Forwarder::open`].
+    pub fn listen(forwards: &[Forward], handle: Handle) -> Result<Forwarder, Error> {
+        let ports = forwards.iter().map(Port::listen).collect::<Result<Vec<_>, _>>()?;
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), EpollEvent::new(EventSet::IN, STOP))?;
@@ -67,13 +78,27 @@ impl Forwarder {
             let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, index as u64);
             epoll.ctl(ControlOperation::Add, port.listener.as_raw_fd(), event)?;
         }
+        Ok(Forwarder { stop, work: Mutex::new(Work::Closed(epoll, ports, handle)) })
+    }
+
+    /// Lets those in who wait, and who come. Does nothing twice.
+    pub fn open(&self) -> io::Result<()> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let (epoll, mut ports, handle) = match std::mem::replace(&mut *work, Work::Open(None)) {
+            Work::Closed(epoll, ports, handle) => (epoll, ports, handle),
+            open => {
+                *work = open;
+                return Ok(());
+            }
+        };
         // The thread's own reference keeps the number that epoll watches from being given to another file.
-        let watched = stop.clone();
+        let watched = self.stop.clone();
         let thread = small("forward").spawn(move || {
             let _watched = watched;
             accept_until_stopped(&epoll, &mut ports, &handle);
         })?;
-        Ok(Forwarder { stop, thread: Some(thread) })
+        *work = Work::Open(Some(thread));
+        Ok(())
     }
 }
 
@@ -81,7 +106,10 @@ impl Drop for Forwarder {
     /// Closes the ports. Connections that were accepted live on.
     fn drop(&mut self) {
         let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
+        let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Work::Open(thread @ Some(_)) = work
+            && let Some(thread) = thread.take()
+        {
             let _ = thread.join();
         }
     }
@@ -176,10 +204,25 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let (free, host) = (free_port(), taken.local_addr().unwrap().port());
         let forwards = [Forward { host: free, guest: 80 }, Forward { host, guest: 81 }];
-        let error = Forwarder::start(&forwards, guest.device.handle()).err().unwrap();
+        let error = Forwarder::listen(&forwards, guest.device.handle()).err().unwrap();
         assert!(matches!(error, Error::Taken(port) if port == host));
         assert!(error.to_string().contains(&host.to_string()));
         drop(TcpListener::bind(("127.0.0.1", free)).unwrap());
+    }
+
+    #[test]
+    fn nobody_is_let_in_before_it_is_open_and_all_are_then() {
+        let mut guest = Guest::new();
+        let host = free_port();
+        let forwarder = Forwarder::listen(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap();
+        let _clients = [(); 2].map(|()| TcpStream::connect(("127.0.0.1", host)).unwrap());
+        assert!(guest.packet_within(Duration::from_millis(100)).is_none());
+        forwarder.open().unwrap();
+        forwarder.open().unwrap();
+        assert_eq!([guest.packet().0.op, guest.packet().0.op], [op::REQUEST; 2]);
+        drop(forwarder);
+        drop(Forwarder::listen(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap());
+        drop(TcpListener::bind(("127.0.0.1", host)).unwrap());
     }
 
     #[test]
@@ -188,7 +231,8 @@ mod tests {
         crate::sys::limits::raise_open_files().unwrap();
         let mut guest = Guest::new();
         let host = free_port();
-        let forwarder = Forwarder::start(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap();
+        let forwarder = Forwarder::listen(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap();
+        forwarder.open().unwrap();
         let client = move |index: usize| {
             let mut stream = TcpStream::connect(("127.0.0.1", host)).unwrap();
             write!(stream, "{index}!").unwrap();
@@ -246,7 +290,8 @@ mod tests {
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
         let mut guest = Guest::new();
         let host = free_port();
-        let _forwarder = Forwarder::start(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap();
+        let forwarder = Forwarder::listen(&[Forward { host, guest: 80 }], guest.device.handle()).unwrap();
+        forwarder.open().unwrap();
         let mut hoard: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
         hoard.pop();
         let _client = TcpStream::connect(("127.0.0.1", host)).unwrap();

@@ -9,9 +9,10 @@
 //! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
 //! | `resize.rs` | giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
-//! | `waker.rs`, `greeting.rs` | telling the guest's agent that it woke; hearing from it that it is up |
+//! | `waker.rs`, `greeting.rs`, `agent.rs` | telling the guest's agent that it woke; hearing from it; asking it |
 //! | `console.rs`, `forward.rs` | the serial console; TCP ports |
 
+mod agent;
 mod board;
 mod capture;
 mod console;
@@ -33,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 use crate::devices::cpus::CpuError;
@@ -50,10 +52,10 @@ use crate::{boot, snapshot};
 pub use crate::kvm::End;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
-pub use resize::Size;
+pub use resize::{Asked, Resized, Seen, Size};
 pub use states::{DeviceStates, Virtio};
 pub use wake::{Layer, Saved};
-pub use waker::Wakeup;
+pub use waker::{SETTLING, Wakeup};
 
 use board::Board;
 use capture::Tracking;
@@ -79,7 +81,7 @@ pub struct Files {
 }
 
 /// What of a machine's size was settled at its boot, and stays until the next one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// vCPUs at the boot.
     pub cpus: u32,
@@ -206,6 +208,17 @@ pub enum Error {
         /// What it can have.
         shape: Shape,
     },
+    /// Memory comes and goes in steps.
+    #[error("{} of memory cannot be had: it grows from {} in steps of {}", crate::spec::Size(*wanted), crate::spec::Size(*boot), crate::spec::MEMORY_STEP)]
+    Step {
+        /// What was wanted, in bytes.
+        wanted: u64,
+        /// What it booted with, in bytes.
+        boot: u64,
+    },
+    /// A guest that stands still cannot follow.
+    #[error("the machine is paused, so its guest cannot follow")]
+    Paused,
     /// Whoever wanted the snapshot does not want it any more.
     #[error("the snapshot was cancelled")]
     Cancelled,
@@ -222,7 +235,7 @@ pub enum Error {
 /// Fields are dropped in this order, and the order matters: first nobody new comes in, then the vCPUs stop,
 /// then the workers, and then the devices, with the disk flushed.
 pub struct Machine {
-    _forwarder: Forwarder,
+    forwarder: Forwarder,
     team: Team,
     switch: Switch,
     _workers: Vec<Worker>,
@@ -240,6 +253,12 @@ pub struct Machine {
     pausing: Mutex<()>,
     /// Held while a snapshot is taken: there is one at a time.
     tracking: Mutex<Tracking>,
+    /// Held while the size changes.
+    resizing: Mutex<()>,
+    /// What came of the size that it was to wake in.
+    resized: Mutex<Option<Resized>>,
+    /// Whether it was woken, so that it has an agent even if that has not spoken yet.
+    woke: bool,
 }
 
 /// What a machine starts from.
@@ -273,15 +292,18 @@ impl Machine {
             None => boot_vcpus(&shape, files, &vm, &mem, &board)?,
         };
 
+        let woke = saved.is_some();
         let vsock = lock(&devices.vsock).device().handle();
         let greeting = Greeting::expect(&vsock, HOST_PORT);
-        let forwarder = Forwarder::start(&spec.forwards, vsock.clone())?;
+        let forwarder = Forwarder::listen(&spec.forwards, vsock.clone())?;
         let gate = Arc::new(Gate::default());
         let workers = devices.workers(&gate).map_err(Error::Host)?;
         let team = Team::new(vcpus, board.finish(), switch.clone())?;
         let tracking = match saved {
             None => {
                 generation::write(&mem, &random()?).map_err(Error::Host)?;
+                // One that wakes lets nobody in before it has the size that it is to have.
+                forwarder.open().map_err(Error::Host)?;
                 Tracking::default()
             }
             Some(saved) => {
@@ -291,7 +313,7 @@ impl Machine {
             }
         };
         Ok(Arc::new(Machine {
-            _forwarder: forwarder,
+            forwarder,
             team,
             switch,
             _workers: workers,
@@ -306,6 +328,9 @@ impl Machine {
             files: files.clone(),
             pausing: Mutex::default(),
             tracking: Mutex::new(tracking),
+            resizing: Mutex::default(),
+            resized: Mutex::default(),
+            woke,
         }))
     }
 
@@ -374,9 +399,28 @@ impl Machine {
         self.vsock.open(AGENT_PORT)
     }
 
-    /// Tells the agent, from a thread of its own, that the machine woke.
+    /// Before a woken machine runs: asks its guest to have the size `wanted`, and to use all of a disk that is
+    /// larger than it knew.
+    pub fn ask_at_wake(&self, wanted: Size) -> Result<Asked, Error> {
+        let mut asked = self.ask_for(wanted)?;
+        asked.disk = lock(&self.devices.root).grow();
+        Ok(asked)
+    }
+
+    /// Tells the agent, from a thread of its own, that the machine woke. Opens the forwarded ports when it has the
+    /// size that was asked for.
     pub fn tell_agent(self: &Arc<Machine>, wakeup: Wakeup) -> io::Result<()> {
         waker::start(self, wakeup)
+    }
+
+    /// What can be had of it without another boot.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// What came of the size that it was to wake in, once that is known.
+    pub fn resized(&self) -> Option<Resized> {
+        lock(&self.resized).clone()
     }
 
     /// What the agent said when it was ready; waits for that up to `timeout`.

@@ -2,19 +2,37 @@
 //!
 //! All of it is asking: the monitor offers or asks back, the guest's kernel takes or gives in its own time, and
 //! some of it perhaps never. So a resize waits for as long as something moves, and then says how far it came. What
-//! the guest did not do by then is not asked for any more.
+//! the guest did not do by then is not asked for any more:
+//!
+//! ```text
+//!  ask_for            settle: await                          stop_asking
+//!  devices offer,     devices and guest agree with what  ──▶ what was not taken is taken back,
+//!  ask back       ──▶ was asked, or nothing moves            what was not given is kept
+//! ```
+//!
+//! Two are asked whether it is done: the devices, which know what the guest's kernel took and gave, and the
+//! guest's agent, which knows what can be used in there. A guest without an agent has only the first.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{Error, Machine, lock};
+use catnap_guest::protocol::Status;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Machine, Shape, State, agent, lock};
 use crate::spec;
 
 /// How long the guest may do nothing before it counts as unable or unwilling.
 const STANDSTILL: Duration = Duration::from_secs(5);
+/// How often the guest is asked how far it is.
+const GLANCE: Duration = Duration::from_millis(20);
+/// How long its agent may take to say so.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the guest may take to let go of vCPUs that it could not use.
+const TAKING_BACK: Duration = Duration::from_secs(2);
 
 /// The size of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// vCPUs.
     pub cpus: u32,
@@ -24,78 +42,206 @@ pub struct Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} vCPUs and {} of memory", self.cpus, spec::Size(self.memory))
+        let plural = if self.cpus == 1 { "" } else { "s" };
+        write!(f, "{} vCPU{plural} and {} of memory", self.cpus, spec::Size(self.memory))
+    }
+}
+
+/// What came of a resize.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// The size before.
+    pub before: Size,
+    /// The size that was asked for.
+    pub wanted: Size,
+    /// The size that was reached: what the guest took or kept, and can use.
+    pub reached: Size,
+    /// What the guest said at the end, if its agent answered.
+    pub guest: Option<Seen>,
+    /// Milliseconds from asking to the end.
+    pub duration_ms: u64,
+}
+
+/// A machine's size as its guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// vCPUs that are online.
+    pub cpus: u32,
+    /// MemTotal in bytes: some less than RAM, for the kernel keeps some to itself.
+    pub memory_bytes: u64,
+    /// The size of the root disk in bytes.
+    pub disk_bytes: u64,
+    /// The size of the root filesystem in bytes.
+    pub root_bytes: u64,
+}
+
+impl Resized {
+    /// Whether it came to what was asked for.
+    pub fn is_complete(&self) -> bool {
+        self.reached == self.wanted
+    }
+}
+
+/// A resize that was asked for, and what of it is new.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    before: Size,
+    wanted: Size,
+    /// The vCPUs that were offered and those that were asked back, a bit each.
+    inserted: u64,
+    removed: u64,
+    /// The new size of the root disk in bytes, when that is another.
+    pub(super) disk: Option<u64>,
+    since: Instant,
+}
+
+impl Asked {
+    /// Whether the guest has anything to do.
+    pub fn is_change(&self) -> bool {
+        self.before != self.wanted || self.disk.is_some()
+    }
+}
+
+impl Shape {
+    /// Refuses a size that the machine cannot have without another boot.
+    pub fn check(&self, wanted: Size) -> Result<(), Error> {
+        let memory = self.boot_memory..=self.max_memory;
+        if !(1..=self.max_cpus).contains(&wanted.cpus) || !memory.contains(&wanted.memory) {
+            return Err(Error::Envelope { wanted, shape: *self });
+        }
+        if !(wanted.memory - self.boot_memory).is_multiple_of(spec::MEMORY_STEP.bytes()) {
+            return Err(Error::Step { wanted: wanted.memory, boot: self.boot_memory });
+        }
+        Ok(())
     }
 }
 
 impl Machine {
-    /// The size that the machine has: the vCPUs that the guest was given, and the RAM that it has plugged in.
+    /// The size that the machine has: the vCPUs that the guest took, and the RAM that it has plugged in.
     pub fn size(&self) -> Size {
-        Size { cpus: lock(&self.devices.cpus).present().count_ones(), memory: self.shape.boot_memory + self.plugged() }
+        let cpus = lock(&self.devices.cpus);
+        let taken = cpus.present() & !cpus.offered();
+        Size { cpus: taken.count_ones(), memory: self.shape.boot_memory + self.plugged() }
     }
 
     /// Asks the guest to have the size `wanted` and waits until it has it, or nothing moves any more, or `time` is
-    /// over. Gives the size that was reached.
-    pub fn resize(&self, wanted: Size, time: Duration) -> Result<Size, Error> {
-        self.ask_for(wanted)?;
-        self.await_size(wanted, time);
-        self.stop_asking(wanted)?;
-        Ok(self.size())
+    /// over. Gives what was reached.
+    pub fn resize(&self, wanted: Size, time: Duration) -> Result<Resized, Error> {
+        let _alone = lock(&self.resizing);
+        match self.state() {
+            State::Running => self.settle(&self.ask_for(wanted)?, time),
+            State::Paused => Err(Error::Paused),
+            State::Ended(_) => Err(Error::Ended),
+        }
     }
 
     /// The first half of a resize: asks, and does not wait.
-    pub fn ask_for(&self, wanted: Size) -> Result<(), Error> {
-        let shape = self.shape;
-        let memory = shape.boot_memory..=shape.max_memory;
-        if !(1..=shape.max_cpus).contains(&wanted.cpus) || !memory.contains(&wanted.memory) {
-            return Err(Error::Envelope { wanted, shape });
-        }
-        if let Some(device) = &self.devices.memory {
-            lock(device).request_size(wanted.memory - shape.boot_memory)?;
-        }
-        for cpu in 0..shape.max_cpus {
+    pub fn ask_for(&self, wanted: Size) -> Result<Asked, Error> {
+        self.shape.check(wanted)?;
+        let mut asked =
+            Asked { before: self.size(), wanted, inserted: 0, removed: 0, disk: None, since: Instant::now() };
+        self.request(wanted.memory - self.shape.boot_memory)?;
+        for cpu in 0..self.shape.max_cpus {
             let there = lock(&self.devices.cpus).present() & 1 << cpu != 0;
             if cpu < wanted.cpus && !there {
                 self.provide(cpu)?;
                 lock(&self.devices.cpus).insert(cpu)?;
+                asked.inserted |= 1 << cpu;
             } else if cpu >= wanted.cpus && there {
                 lock(&self.devices.cpus).remove(cpu)?;
+                asked.removed |= 1 << cpu;
             }
         }
-        Ok(())
+        Ok(asked)
     }
 
-    /// Waits until the guest has the size `wanted`, or nothing moves any more, or `time` is over.
-    fn await_size(&self, wanted: Size, time: Duration) {
+    /// The second half of a resize: waits until the guest has done what was asked, or nothing moves any more, or
+    /// `time` is over. What was not done by then is not asked for any more.
+    pub(super) fn settle(&self, asked: &Asked, time: Duration) -> Result<Resized, Error> {
+        let mut guest = self.await_size(asked, time);
+        if self.reached(guest.as_ref()) != asked.wanted {
+            self.stop_asking(asked, guest.as_ref())?;
+            guest = guest.and(agent::status(&self.vsock, PATIENCE).ok());
+        }
+        let seen = guest.as_ref().map(|status| Seen {
+            cpus: status.cpus,
+            memory_bytes: status.memory_bytes,
+            disk_bytes: status.disk_bytes,
+            root_bytes: status.root_bytes,
+        });
+        Ok(Resized {
+            before: asked.before,
+            wanted: asked.wanted,
+            reached: self.reached(guest.as_ref()),
+            guest: seen,
+            duration_ms: asked.since.elapsed().as_millis() as u64,
+        })
+    }
+
+    /// Waits until devices and guest have the size that was asked for, or nothing moves any more, or `time` is
+    /// over. Gives what the guest said last, if anything.
+    fn await_size(&self, asked: &Asked, time: Duration) -> Option<Status> {
         let deadline = Instant::now() + time;
-        let changes = &self.devices.changes;
+        let (mut moved, mut last) = (Instant::now(), None);
         loop {
-            let seen = changes.count();
-            let refused = lock(&self.devices.cpus).refused() != 0;
-            let patience = STANDSTILL.min(deadline.saturating_duration_since(Instant::now()));
-            if self.size() == wanted || refused || self.team.ended().is_some() || patience.is_zero() {
-                return;
+            let seen = self.devices.changes.count();
+            // The guest is asked when the devices have no more to say.
+            let settled = self.size() == asked.wanted;
+            let guest = if settled { agent::status(&self.vsock, PATIENCE).ok() } else { None };
+            if settled && self.is_done(asked, guest.as_ref()) {
+                return guest;
             }
-            if changes.wait_beyond(seen, patience).is_none() {
-                return;
+            let now = (seen, guest.as_ref().map(|it| (it.cpus, it.memory_bytes, it.root_bytes)));
+            if last.replace(now) != Some(now) {
+                moved = Instant::now();
             }
+            let refused = lock(&self.devices.cpus).refused() & (asked.inserted | asked.removed) != 0;
+            // One that refuses a vCPU may still be at work on its memory.
+            let patience = if refused { STANDSTILL / 5 } else { STANDSTILL };
+            if moved.elapsed() >= patience || Instant::now() >= deadline || self.team.ended().is_some() {
+                return guest.or_else(|| agent::status(&self.vsock, PATIENCE).ok());
+            }
+            let _ = self.devices.changes.wait_beyond(seen, GLANCE);
         }
     }
 
-    /// Takes back what was asked and not done.
-    fn stop_asking(&self, wanted: Size) -> Result<(), Error> {
-        if let Some(device) = &self.devices.memory {
-            let plugged = self.plugged();
-            lock(device).request_size(plugged)?;
-        }
-        let mut cpus = lock(&self.devices.cpus);
-        for cpu in 1..self.shape.max_cpus {
-            let bit = 1 << cpu;
-            if cpu >= wanted.cpus {
+    /// Whether the guest, whose devices are done, is done too.
+    fn is_done(&self, asked: &Asked, guest: Option<&Status>) -> bool {
+        let Some(status) = guest else {
+            // One whose agent never spoke is not waited for.
+            return self.hello(Duration::ZERO).is_none() && asked.disk.is_none() && !self.woke;
+        };
+        // A filesystem needs some of its disk for itself.
+        let disk = asked.disk.is_none_or(|disk| status.disk_bytes == disk && status.root_bytes >= disk / 8 * 7);
+        self.reached(Some(status)) == asked.wanted && disk
+    }
+
+    /// The size that the guest took *and* can use, as it says itself.
+    fn reached(&self, guest: Option<&Status>) -> Size {
+        let there = self.size();
+        let Some(status) = guest else { return there };
+        Size { cpus: there.cpus.min(status.cpus), memory: self.shape.boot_memory + used(self.plugged(), status) }
+    }
+
+    /// Takes back what was offered and not taken, and leaves what was asked back and not given.
+    fn stop_asking(&self, asked: &Asked, guest: Option<&Status>) -> Result<(), Error> {
+        self.request(self.plugged())?;
+        // Taken by the kernel and used by nobody: as many as before are online.
+        let idle = guest.is_some_and(|status| status.cpus <= asked.before.cpus);
+        let mut leaving = 0;
+        for cpu in (1..self.shape.max_cpus).filter(|cpu| (asked.inserted | asked.removed) & 1 << cpu != 0) {
+            let (bit, mut cpus) = (1 << cpu, lock(&self.devices.cpus));
+            if asked.removed & bit != 0 {
                 cpus.keep(cpu)?;
-            } else if cpus.pending() & bit != 0 && cpus.present() & bit != 0 {
+            } else if cpus.present() & bit != 0 && (idle || (cpus.offered() | cpus.refused()) & bit != 0) {
                 cpus.remove(cpu)?;
+                leaving |= bit;
             }
+        }
+        let deadline = Instant::now() + TAKING_BACK;
+        while lock(&self.devices.cpus).present() & leaving != 0 && Instant::now() < deadline {
+            let seen = self.devices.changes.count();
+            let _ = self.devices.changes.wait_beyond(seen, GLANCE);
         }
         Ok(())
     }
@@ -112,7 +258,60 @@ impl Machine {
         Ok(self.team.add(vcpu)?)
     }
 
+    /// Asks for so much plugged memory, if that is not what is asked for already.
+    fn request(&self, bytes: u64) -> Result<(), Error> {
+        match &self.devices.memory {
+            Some(device) if lock(device).device().requested() != bytes => Ok(lock(device).request_size(bytes)?),
+            _ => Ok(()),
+        }
+    }
+
     fn plugged(&self) -> u64 {
         self.devices.memory.as_ref().map_or(0, |device| lock(device).device().plugged())
+    }
+}
+
+/// How much of the memory that is plugged in the guest has in use, as MemTotal has grown since its boot. Linux
+/// counts all of it, but may keep a little, so a sixteenth is let pass.
+fn used(plugged: u64, status: &Status) -> u64 {
+    let grown = status.memory_bytes.saturating_sub(status.boot_memory_bytes);
+    let unknown = status.boot_memory_bytes == 0;
+    if unknown || grown >= plugged - plugged / 16 { plugged } else { grown - grown % spec::MEMORY_STEP.bytes() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn sizes_outside_the_envelope_and_between_its_steps_are_refused() {
+        let shape = Shape { cpus: 1, max_cpus: 4, boot_memory: 256 * MIB, max_memory: 1024 * MIB };
+        let check = |cpus, memory| shape.check(Size { cpus, memory: memory * MIB });
+        for (cpus, memory) in [(1, 256), (4, 1024), (2, 258)] {
+            assert!(check(cpus, memory).is_ok());
+        }
+        for (cpus, memory) in [(0, 256), (5, 256), (u32::MAX, 256), (1, 254), (1, 1026), (1, 0)] {
+            assert!(matches!(check(cpus, memory), Err(Error::Envelope { .. })), "{cpus} {memory}");
+        }
+        assert!(matches!(check(1, 257), Err(Error::Step { .. })));
+    }
+
+    #[test]
+    fn memory_counts_when_the_guest_has_it_in_use() {
+        let status = |boot, now| Status { boot_memory_bytes: boot * MIB, memory_bytes: now * MIB, ..Status::default() };
+        assert_eq!(used(768 * MIB, &status(220, 988)), 768 * MIB);
+        assert_eq!(used(768 * MIB, &status(220, 975)), 768 * MIB);
+        assert_eq!(used(768 * MIB, &status(220, 220)), 0);
+        assert_eq!(used(768 * MIB, &status(220, 221 + 256)), 256 * MIB);
+        assert_eq!(used(0, &status(220, 200)), 0);
+        assert_eq!(used(512 * MIB, &status(0, 0)), 512 * MIB);
+    }
+
+    #[test]
+    fn a_size_is_shown_in_words() {
+        assert_eq!(Size { cpus: 1, memory: 256 * MIB }.to_string(), "1 vCPU and 256M of memory");
+        assert_eq!(Size { cpus: 4, memory: 1024 * MIB }.to_string(), "4 vCPUs and 1G of memory");
     }
 }

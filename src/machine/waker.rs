@@ -1,14 +1,14 @@
-//! Tells the guest's agent that its machine woke: what time it is, and that it may be one of many now.
+//! Tells the guest's agent that its machine woke: what time it is, and that it may be one of many now. When the
+//! machine is to wake in another size, waits for that too, before anybody is let in.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use catnap_guest::protocol::{
-    AGENT_PORT, Hello, Identity, Reply, Request, Status, VERSION, Wake, read_line, write_line,
-};
+use catnap_guest::protocol::{Hello, Identity, Reply, Request, Status, VERSION, Wake};
 
-use super::Machine;
+use super::resize::Asked;
+use super::{Machine, agent, lock};
 use crate::devices::virtio::vsock::Handle;
 use crate::sys::thread::small;
 
@@ -18,44 +18,73 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// says hello when it is.
 const TRYING: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a guest may take to get its new size. Then its ports are opened in any case.
+pub const SETTLING: Duration = Duration::from_secs(30);
 
 /// How a machine is to wake.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Wakeup {
     /// The host name of a copy that must be told from its original; `None` for a machine that stays itself.
     pub new_identity: Option<String>,
+    /// The size that was asked for before its vCPUs ran.
+    pub asked: Option<Asked>,
 }
 
 /// Starts a thread that speaks to the agent until it has understood. What the agent then says of itself counts
-/// as its hello.
+/// as its hello. Until then, and until the machine has its size, its ports are closed.
 pub(super) fn start(machine: &Arc<Machine>, wakeup: Wakeup) -> io::Result<()> {
+    let resizes = wakeup.asked.as_ref().is_some_and(Asked::is_change);
+    if !resizes {
+        machine.forwarder.open()?;
+    }
     let machine = Arc::downgrade(machine);
-    small("waker").spawn(move || keep_telling(&machine, &wakeup)).map(drop)
+    small("waker").spawn(move || {
+        let hello = keep_telling(&machine, &wakeup);
+        if let (true, Some(machine), Some(asked)) = (resizes, machine.upgrade(), &wakeup.asked) {
+            settle(&machine, asked);
+        }
+        // Last, so that whoever waited for the agent finds the machine as it was wanted.
+        if let (Some(machine), Some(hello)) = (machine.upgrade(), hello) {
+            machine.greeting.take(hello);
+        }
+    })?;
+    Ok(())
 }
 
-fn keep_telling(machine: &Weak<Machine>, wakeup: &Wakeup) {
+/// Waits for the new size and lets visitors in, whatever came of it.
+fn settle(machine: &Machine, asked: &Asked) {
+    let alone = lock(&machine.resizing);
+    match machine.settle(asked, SETTLING) {
+        Ok(resized) => {
+            tracing::info!("woke with {}, {} was wanted", resized.reached, resized.wanted);
+            *lock(&machine.resized) = Some(resized);
+        }
+        Err(error) => tracing::error!("the machine does not get its new size: {error}"),
+    }
+    drop(alone);
+    if let Err(error) = machine.forwarder.open() {
+        tracing::error!("the forwarded ports stay closed: {error}");
+    }
+}
+
+fn keep_telling(machine: &Weak<Machine>, wakeup: &Wakeup) -> Option<Hello> {
     let begun = Instant::now();
     while begun.elapsed() < TRYING {
         // Not held while waiting: a machine that ends must be able to go.
-        let Some((vsock, greeting)) = machine.upgrade().map(|alive| (alive.vsock.clone(), alive.greeting.clone()))
-        else {
-            return;
-        };
+        let vsock = machine.upgrade()?.vsock.clone();
         match tell(&vsock, wakeup) {
-            Ok(hello) => return greeting.take(hello),
+            Ok(hello) => return Some(hello),
             Err(error) => tracing::debug!("the agent has not heard of the wake yet: {error}"),
         }
         std::thread::sleep(PAUSE);
     }
     tracing::warn!("the guest's agent was not told that it woke: it does not answer");
+    None
 }
 
 fn tell(vsock: &Handle, wakeup: &Wakeup) -> io::Result<Hello> {
-    let status = match ask(vsock, &Request::Status)? {
-        Reply::Status(status) => status,
-        other => return Err(io::Error::other(format!("{other:?} in place of a status"))),
-    };
-    match ask(vsock, &Request::Wake(wake(&status, wakeup)?))? {
+    let status = agent::status(vsock, PATIENCE)?;
+    match agent::ask(vsock, &Request::Wake(wake(&status, wakeup)?), PATIENCE)? {
         Reply::Ok => {}
         // It did what it could: it is awake, and its log has the rest.
         Reply::Error(why) => tracing::warn!("the guest's agent could not do all that a wake asks for: {why}"),
@@ -76,13 +105,6 @@ fn wake(status: &Status, wakeup: &Wakeup) -> io::Result<Wake> {
         // Last, so that it is as late as can be.
         realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),
     })
-}
-
-fn ask(vsock: &Handle, request: &Request) -> io::Result<Reply> {
-    let mut stream = vsock.open(AGENT_PORT)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write_line(&mut stream, request)?;
-    read_line(&mut stream)
 }
 
 /// So many bytes of the host's entropy, in hexadecimal.

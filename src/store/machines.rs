@@ -22,7 +22,7 @@ use super::snapshots::{backing_of_path, backing_path};
 use super::{Error, Snapshot, Store};
 use crate::disk::{Format, create_overlay, own_layers};
 use crate::snapshot::Backing;
-use crate::spec::{MachineSpec, Name};
+use crate::spec::{MachineSpec, Name, Size};
 use crate::sys::files::{self, At, names_in, private_dir, read_bounded, write_atomically};
 use crate::sys::lock::{FileLock, is_locked};
 
@@ -250,6 +250,16 @@ impl Machine {
         })
     }
 
+    /// Has it boot with another size from now on, within what it can have: for whoever holds its lock.
+    pub fn set_size(&self, cpus: u32, memory: u64) -> Result<(), Error> {
+        let path = self.dir.join(SPEC);
+        let bad = |why: String| Error::BadMachine { path: path.clone(), why };
+        let spec = MachineSpec { cpus, memory: Size(memory), ..self.spec.clone() };
+        spec.check().map_err(|error| bad(error.to_string()))?;
+        let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
+        Ok(write_atomically(&path, &bytes)?)
+    }
+
     /// Its root disk: the machine's own layer.
     pub fn disk(&self) -> PathBuf {
         self.dir.join(DISK)
@@ -310,7 +320,6 @@ mod tests {
     use super::*;
     use crate::disk::{Access, create_from_raw, open};
     use crate::snapshot::{Disk, Kind, Manifest, Role, describe};
-    use crate::spec::Size;
     use crate::sys::home::Home;
 
     fn spec(name: &str) -> MachineSpec {
@@ -362,6 +371,20 @@ mod tests {
         let names: Vec<_> = store.machines().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["anna".parse().unwrap()]);
         assert!(matches!(store.machine(&"ben".parse().unwrap()), Err(Error::NoMachine(_))));
+    }
+
+    #[test]
+    fn a_size_is_kept_for_the_next_boot_and_only_one_that_can_be() {
+        let (_dir, store, snapshot) = store();
+        let envelope = MachineSpec { max_cpus: 4, max_memory: Size::mib(512), ..spec("anna") };
+        let machine = store.create_machine(&envelope, &snapshot).unwrap();
+        machine.set_size(3, 256 << 20).unwrap();
+        let read = store.machine(&envelope.name).unwrap().spec;
+        assert_eq!(read, MachineSpec { cpus: 3, memory: Size::mib(256), ..machine.spec.clone() });
+        for (cpus, memory) in [(5, 256), (0, 256), (1, 1024), (1, 255)] {
+            assert!(matches!(machine.set_size(cpus, memory << 20), Err(Error::BadMachine { .. })));
+        }
+        assert_eq!(store.machine(&envelope.name).unwrap().spec, read);
     }
 
     /// A disk of one snapshot over that of another, in two layers of its own.

@@ -10,7 +10,8 @@ use std::process::Child;
 use super::ran::{Ran, in_background, with_input};
 use super::{Machine, catnap};
 
-const PROGRAM: &str = "/tmp/other-half";
+/// Where the program is in the guest, once it was sent.
+pub const PROGRAM: &str = "/tmp/other-half";
 
 /// What this half of the test was asked to do; `None` on the host.
 pub fn here() -> Option<String> {
@@ -40,7 +41,8 @@ impl Machine {
         ["exec", "-e", task, "-e", threads, name, "--", PROGRAM, "--exact", test, "--nocapture"]
     }
 
-    fn send_program(&self) {
+    /// Sends this program into the guest, unless it is there.
+    pub fn send_program(&self) {
         if catnap(&["exec", &self.name, "--", "test", "-x", PROGRAM]).code == 0 {
             return;
         }

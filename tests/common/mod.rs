@@ -91,6 +91,11 @@ impl Builder {
 }
 
 impl Machine {
+    /// A machine that something else makes, to be removed with the test.
+    pub fn called(name: &str) -> Machine {
+        Machine { name: name.into(), ports: Vec::new() }
+    }
+
     /// `catnap VERB NAME`.
     pub fn catnap(&self, verb: &str) -> Ran {
         catnap(&[verb, &self.name])

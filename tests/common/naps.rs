@@ -20,13 +20,19 @@ impl Machine {
 
 /// Wakes a snapshot under another name, with the guest's port 80 on a free port; also what `--json` says of it.
 pub fn wake(snapshot: &str, name: &str, options: &[&str]) -> (Machine, Value) {
+    let (machine, ran) = wake_with(snapshot, name, options);
+    (machine, ran.succeeds().json())
+}
+
+/// The same, which may fail.
+pub fn wake_with(snapshot: &str, name: &str, options: &[&str]) -> (Machine, Ran) {
     let machine = Machine { name: name.into(), ports: vec![(net::free_port(), 80)] };
     // A test that was killed has left its machines behind.
     drop(machine.catnap("rm --force"));
     let port = format!("{}:80", machine.port(80));
     let words = ["restore", "--json", snapshot, "--name", name, "-p", &port];
-    let told = catnap_with(words.iter().chain(options)).succeeds().json();
-    (machine, told)
+    let ran = catnap_with(words.iter().chain(options));
+    (machine, ran)
 }
 
 /// Snapshots that go away with the test, whatever comes of it.

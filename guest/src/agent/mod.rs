@@ -23,6 +23,8 @@ use crate::socket::{Listener, Socket};
 pub struct Agent {
     machine: Option<Arc<Machine>>,
     sessions: AtomicUsize,
+    /// MemTotal at the start, in bytes.
+    boot_memory: u64,
 }
 
 impl Agent {
@@ -33,7 +35,7 @@ impl Agent {
 
     /// An agent that may freeze, wake and shut down `machine`; without one it refuses to.
     pub fn new(machine: Option<Arc<Machine>>) -> Arc<Agent> {
-        Arc::new(Agent { machine, sessions: AtomicUsize::new(0) })
+        Arc::new(Agent { machine, sessions: AtomicUsize::new(0), boot_memory: facts::memory_bytes() })
     }
 
     /// Serves for ever, or until the listener fails.
@@ -74,12 +76,12 @@ impl Agent {
     fn answer(&self, request: &Request) -> Reply {
         let Some(machine) = &self.machine else {
             return match request {
-                Request::Status => Reply::Status(status(0, false)),
+                Request::Status => Reply::Status(self.status(0, false)),
                 _ => Reply::Error("this agent is not the machine's init".into()),
             };
         };
         let done = match request {
-            Request::Status => return Reply::Status(status(machine.generation(), machine.frozen())),
+            Request::Status => return Reply::Status(self.status(machine.generation(), machine.frozen())),
             Request::Freeze { seconds } => machine.freeze(*seconds),
             Request::Thaw => machine.thaw(),
             Request::Wake(wake) => machine.wake(wake),
@@ -87,6 +89,21 @@ impl Agent {
             Request::Exec(_) | Request::Forward { .. } => Err("not a request with a reply".into()),
         };
         done.map_or_else(Reply::Error, |()| Reply::Ok)
+    }
+
+    fn status(&self, generation: u64, frozen: bool) -> Status {
+        Status {
+            cpus: facts::cpus(),
+            memory_bytes: facts::memory_bytes(),
+            boot_memory_bytes: self.boot_memory,
+            disk_bytes: facts::root_disk_bytes().unwrap_or(0),
+            root_bytes: facts::root_bytes(),
+            uptime_seconds: facts::uptime_seconds(),
+            boot_id: facts::boot_id(),
+            generation,
+            realtime_ns: facts::realtime_ns(),
+            frozen,
+        }
     }
 }
 
@@ -97,16 +114,4 @@ fn turn_away(socket: &Socket, request: &Request) {
         Request::Exec(_) => Frame::Failed(126, BUSY.into()).write(&mut &*socket),
         _ => write_line(&mut &*socket, &Reply::Error(BUSY.into())),
     };
-}
-
-fn status(generation: u64, frozen: bool) -> Status {
-    Status {
-        cpus: facts::cpus(),
-        memory_bytes: facts::memory_bytes(),
-        uptime_seconds: facts::uptime_seconds(),
-        boot_id: facts::boot_id(),
-        generation,
-        realtime_ns: facts::realtime_ns(),
-        frozen,
-    }
 }

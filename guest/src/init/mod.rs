@@ -6,6 +6,8 @@
 
 mod button;
 mod console;
+mod follow;
+mod grow;
 mod modules;
 mod root;
 mod settle;
@@ -71,6 +73,7 @@ pub fn run() -> ! {
     start("later", || {
         modules::load_each(later);
         settle::later();
+        follow::follow();
     });
 
     let ending = supervise::until_the_end();

@@ -167,6 +167,11 @@ impl Cpus {
         self.state.offered | self.state.asked_back
     }
 
+    /// Those that were offered and that the guest did not acknowledge yet, a bit each.
+    pub fn offered(&self) -> u64 {
+        self.state.offered
+    }
+
     /// Those about which the guest said that it could not do what it was last asked, a bit each.
     pub fn refused(&self) -> u64 {
         self.state.refused

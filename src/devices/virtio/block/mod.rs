@@ -12,6 +12,7 @@ use virtio_bindings::virtio_blk::*;
 use virtio_queue::{Error as RingError, Queue};
 
 use self::request::{Limits, Refusal, Request, SECTOR};
+use super::mmio::Mmio;
 use super::ring::{Chain, work_off};
 use super::{Error, VirtioDevice, read_bytes};
 use crate::devices::Throttle;
@@ -180,6 +181,21 @@ impl Block {
         put(52, &(ZEROES.pieces as u32).to_le_bytes());
         put(56, &[1]); // write_zeroes_may_unmap
         config
+    }
+}
+
+impl Mmio<Block> {
+    /// Tells the guest of a disk that has become larger than it knows, and gives the new size in bytes. `None` when
+    /// there is nothing to tell.
+    pub fn grow(&mut self) -> Option<u64> {
+        let block = self.device_mut();
+        let found = block.disk.len() / SECTOR;
+        if found <= block.sectors() {
+            return None;
+        }
+        block.state.sectors = Some(found);
+        self.config_changed();
+        Some(found * SECTOR)
     }
 }
 
