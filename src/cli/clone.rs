@@ -62,6 +62,7 @@ pub fn run(args: Args) -> Outcome {
             snapshot: &snapshot,
             name,
             forwards,
+            ephemeral: Vec::new(),
             cold: false,
             new_identity: !args.keep_identity,
             timeout: Duration::from_secs(args.timeout.into()),

@@ -4,6 +4,7 @@ mod checks;
 mod clone;
 mod completion;
 mod console;
+mod disk;
 mod doctor;
 mod errors;
 mod exec;
@@ -63,6 +64,7 @@ Machines:
   rm          Remove machines with their disks
   pause       Hold machines' vCPUs still
   resume      Let paused machines run on
+  disk        Put disks into running machines and take them out
 
 Inside a machine:
   exec        Run a program in the guest
@@ -100,6 +102,7 @@ enum Verb {
     Rm(rm::Args),
     Pause(pause::Pause),
     Resume(pause::Resume),
+    Disk(disk::Args),
     Exec(exec::Args),
     Console(console::Args),
     Logs(logs::Args),
@@ -130,6 +133,7 @@ pub fn main() -> ExitCode {
         Verb::Rm(args) => rm::run(args),
         Verb::Pause(args) => pause::pause(args),
         Verb::Resume(args) => pause::resume(args),
+        Verb::Disk(args) => disk::run(args),
         Verb::Exec(args) => exec::run(args),
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
@@ -196,6 +200,9 @@ mod tests {
             "catnap exec -it anna -- sh",
             "catnap stop -f a b c",
             "catnap logs -f -n 5 anna",
+            "catnap disk attach anna --ephemeral 64M:/data",
+            "catnap disk detach anna -f",
+            "catnap run kitten --ephemeral 64M --ephemeral 1G:/b",
             "catnap snapshot ls anna -q",
             "catnap snapshot rm --merge anna@a kitten sha256:0123",
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
@@ -213,6 +220,10 @@ mod tests {
             "catnap exec -e X anna -- sh",
             "catnap completion tcsh",
             "catnap ps --json --quiet",
+            "catnap disk attach anna",
+            "catnap disk attach anna --ephemeral 0",
+            "catnap run kitten --ephemeral 100K",
+            "catnap run kitten --ephemeral 64M:etc",
             "catnap snapshot",
             "catnap snapshot rm",
             "catnap snapshot diff a@b",

@@ -16,7 +16,7 @@ use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{Files, Machine, Origin, Wakeup};
+use crate::machine::{self, Files, Machine, Media, Origin, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
 use crate::sys::limits;
@@ -71,6 +71,7 @@ struct Monitor {
     files: Files,
     host: Arc<Host>,
     machine: Arc<Machine>,
+    media: Arc<Media>,
     server: Server,
     record: Record,
     /// Held for as long as this process lives: that is how others know.
@@ -97,9 +98,19 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
         None => Ok(Origin::Boot),
         Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
-    let built = origin.and_then(|origin| Ok(Machine::new(&stored.spec, &files, origin)?));
-    let machine = match built.and_then(|machine| host.start(&machine).map(|()| machine)) {
-        Ok(machine) => machine,
+    let built = origin.and_then(|origin| {
+        // What a killed monitor left behind.
+        stored.sweep_media()?;
+        let (folders, wanted) = (stored.media_folders(), &stored.spec.ephemeral);
+        let media = match &origin {
+            Origin::Boot => Media::blank(folders, wanted),
+            Origin::Wake(saved) => Media::woken(folders, &saved.media(), wanted),
+        };
+        let media = media.map_err(machine::Error::from)?;
+        Ok((Machine::new(&stored.spec, &files, &media, origin)?, media))
+    });
+    let (machine, media) = match built.and_then(|built| host.start(&built.0).map(|()| built)) {
+        Ok(built) => built,
         Err(failure) => {
             server.close(Duration::ZERO);
             return Err(failure);
@@ -113,7 +124,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     let record = Record::begin();
     record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
-    Ok(Monitor { stored, files, host, machine, server, record, lock })
+    Ok(Monitor { stored, files, host, machine, media, server, record, lock })
 }
 
 impl Monitor {
@@ -126,7 +137,7 @@ impl Monitor {
         });
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
-            Ok(Machine::new(&self.stored.spec, &self.files, Origin::Boot)?)
+            Ok(Machine::new(&self.stored.spec, &self.files, &self.media, Origin::Boot)?)
         });
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {

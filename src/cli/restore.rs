@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use super::home::House;
 use super::snapshot::create;
-use super::{Outcome, checks, console, launch, start, stop, ui};
-use crate::control::protocol::{Mode, SnapshotRequest, Status};
-use crate::control::{Code, Failure, Keeper};
+use super::{Outcome, checks, console, disk, launch, start, stop, ui};
+use crate::control::protocol::{Give, Mode, SnapshotRequest, Status};
+use crate::control::{Client, Code, Failure, Keeper};
+use crate::disk::Mark;
 use crate::snapshot::Kind;
-use crate::spec::{Forward, MachineSpec, Name, Size};
+use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Size};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -24,6 +25,9 @@ as `--cold` has it done with a live one too. Memory is read as it is touched, so
 The machine gets the name of the one that was snapshotted, if that is free. With --replace it takes the place of
 a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs gets an
 identity of its own: machine id, host name, entropy.
+
+Ephemeral disks are in no snapshot: they come back blank, and the guest is told. Only --replace keeps one, when
+the machine still runs on this host and has written nothing to it since the snapshot.
 
 Examples:
   catnap restore anna@monday
@@ -46,6 +50,9 @@ pub struct Args {
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
+    /// A blank disk in this host's memory, in place of those that the snapshot's machine had; can be given twice
+    #[arg(long, value_name = "SIZE[:PATH]")]
+    ephemeral: Vec<Ephemeral>,
     /// Join the console once it is awake
     #[arg(short, long)]
     attach: bool,
@@ -87,6 +94,8 @@ pub struct Plan<'a> {
     pub name: Name,
     /// Its ports.
     pub forwards: Vec<Forward>,
+    /// Its disks in the host's memory; none stands for those of the machine that was snapshotted.
+    pub ephemeral: Vec<Ephemeral>,
     /// Whether it boots in any case.
     pub cold: bool,
     /// Whether it is somebody else from now on.
@@ -112,7 +121,8 @@ pub fn run(args: Args) -> Outcome {
             if forwards.is_empty() {
                 forwards = machine.spec.forwards.clone();
             }
-            make_way(&house, &machine, !args.no_safety)?;
+            let wanted = if args.cold { Vec::new() } else { house.marks(&snapshot)? };
+            make_way(&house, &machine, !args.no_safety, wanted)?;
         }
         Err(store::Error::BadMachine { .. }) if args.replace => house.store().remove_machine(&name)?,
         Ok(_) | Err(store::Error::BadMachine { .. }) => {
@@ -124,7 +134,15 @@ pub fn run(args: Args) -> Outcome {
     let runs = |name: &Name| house.machine(name).is_ok_and(|machine| machine.is_running().unwrap_or(false));
     let new_identity = original.is_some_and(|original| original != name && runs(&original));
     let timeout = Duration::from_secs(args.timeout.into());
-    let plan = Plan { snapshot: &snapshot, name: name.clone(), forwards, cold: args.cold, new_identity, timeout };
+    let plan = Plan {
+        snapshot: &snapshot,
+        name: name.clone(),
+        forwards,
+        ephemeral: args.ephemeral,
+        cold: args.cold,
+        new_identity,
+        timeout,
+    };
     let restored = carry_out(&house, plan, begun)?;
     match (args.json, args.attach) {
         (true, _) => ui::json(&restored)?,
@@ -174,6 +192,10 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
         append: shape.append.clone(),
         kernel: None,
         forwards: plan.forwards,
+        ephemeral: match plan.ephemeral.is_empty() {
+            true => manifest.ephemeral.iter().map(same).collect(),
+            false => plan.ephemeral,
+        },
     };
     spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap restore --help"))?;
     let resumed = manifest.kind == Kind::Live && !plan.cold;
@@ -187,6 +209,7 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
             ui::warn(format!("{} could not be removed: {error}", spec.name));
         }
     })?;
+    disk::tell(&spec.name, &status);
     let Status { running_since_us, .. } = status;
     Ok(Restored {
         name: spec.name,
@@ -199,8 +222,14 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
     })
 }
 
-/// Removes a machine that another takes the place of, after a snapshot of it.
-fn make_way(house: &House, machine: &Machine, safety: bool) -> Result<(), Failure> {
+/// A disk in the host's memory as one of the machine that was snapshotted.
+fn same(of: &crate::snapshot::Ephemeral) -> Ephemeral {
+    Ephemeral { size: Size(of.size), at: of.at.clone() }
+}
+
+/// Removes a machine that another takes the place of, after a snapshot of it. Disks in the host's memory that still
+/// hold what `marks` say are kept for the other.
+fn make_way(house: &House, machine: &Machine, safety: bool, marks: Vec<Mark>) -> Result<(), Failure> {
     let name = &machine.spec.name;
     let running = machine.is_running()?;
     if safety {
@@ -219,6 +248,9 @@ fn make_way(house: &House, machine: &Machine, safety: bool) -> Result<(), Failur
             }
         };
         ui::note(format!("{name} as it was is kept as {}", taken.name));
+    }
+    if running && !marks.is_empty() {
+        Client::new(machine.control_socket()?).give(&Give { marks })?;
     }
     if running {
         stop::stop(machine, 0)?;

@@ -10,12 +10,18 @@ use catnap_guest::protocol as agent;
 use serde::Serialize;
 
 use super::failure::{Code, Failure};
-use super::protocol::{MAX_BODY, MAX_HEAD, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait};
+use super::protocol::{
+    Detach, Give, MAX_BODY, MAX_HEAD, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait,
+};
 use crate::machine::Progress;
+use crate::spec::Ephemeral;
 use crate::sys::local;
 
 /// How long a monitor may take beyond the time that a request asks it to wait.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the guest may take to make a filesystem and mount it.
+const DISK: Duration = Duration::from_secs(120);
 
 /// How often someone who waits for a snapshot is asked whether to go on.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -112,6 +118,21 @@ impl Client {
     /// Shuts the guest down and returns when it has ended.
     pub fn stop(&self, stop: Stop) -> Result<Status, Error> {
         self.ask("POST", "/v1/stop", &stop, Duration::from_secs(stop.seconds.into()))
+    }
+
+    /// Puts a blank disk into a bay; returns when the agent has mounted it.
+    pub fn attach(&self, wanted: &Ephemeral) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/attach", wanted, DISK)
+    }
+
+    /// Takes a disk out of its bay.
+    pub fn detach(&self, detach: &Detach) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/detach", detach, DISK)
+    }
+
+    /// Pauses the machine for ever, and has the media given away that hold what is wanted.
+    pub fn give(&self, give: &Give) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/give", give, Duration::ZERO)
     }
 
     /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new.

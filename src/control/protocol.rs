@@ -4,7 +4,8 @@
 use catnap_guest::protocol::Hello;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Progress;
+use crate::disk::Mark;
+use crate::machine::{Drive, Progress};
 use crate::snapshot::Kind;
 use crate::spec::MachineSpec;
 
@@ -42,6 +43,9 @@ pub struct Status {
     /// When the vCPUs first ran, in microseconds of the host's CLOCK_MONOTONIC.
     #[serde(default)]
     pub running_since_us: u64,
+    /// Disks that live in this host's memory.
+    #[serde(default)]
+    pub ephemeral: Vec<Drive>,
 }
 
 /// What a machine with a monitor does.
@@ -91,6 +95,25 @@ impl Stop {
     fn seconds() -> u32 {
         30
     }
+}
+
+/// The body of `POST /v1/disk/detach`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detach {
+    /// The bay, or where the disk is mounted.
+    pub disk: String,
+    /// Whether it is taken out also when the guest does not let go of it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/disk/give`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Give {
+    /// What the media that are wanted hold.
+    pub marks: Vec<Mark>,
 }
 
 /// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON; a client

@@ -18,9 +18,10 @@ use super::host::{Guest, Host};
 use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
-use crate::machine::{self, Captured, End};
+use crate::disk::Mark;
+use crate::machine::{self, Captured, Drive, End};
 use crate::snapshot::Digest;
-use crate::spec::{MachineSpec, Size};
+use crate::spec::{Ephemeral, MachineSpec, Size};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -53,6 +54,18 @@ impl Guest for Paper {
         Err(Failure::new(Code::Failed, "paper has no memory"))
     }
     fn flatten_disk(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn drives(&self) -> Vec<Drive> {
+        Vec::new()
+    }
+    fn attach(&self, _: &Ephemeral) -> Result<(), Failure> {
+        Err(Failure::new(Code::Refused, "paper has no bays"))
+    }
+    fn detach(&self, _: &str, _: bool) -> Result<(), Failure> {
+        Err(Failure::new(Code::Refused, "paper has no bays"))
+    }
+    fn give(&self, _: &[Mark]) -> Result<(), Failure> {
         Ok(())
     }
     fn start(&self) -> Result<(), Failure> {
@@ -146,6 +159,7 @@ fn house(deaf: bool) -> House {
             append: String::new(),
             kernel: None,
             forwards: Vec::new(),
+            ephemeral: Vec::new(),
         },
         None,
     ));
