@@ -3,7 +3,7 @@
 //! The monitor connects to [`AGENT_PORT`] once per request. A connection begins with one line of JSON, a
 //! [`Request`]; what follows depends on the request:
 //!
-//! - `status`, `freeze`, `thaw`, `wake`, `shutdown`: one line of JSON, a [`Reply`], and the end.
+//! - `status`, `freeze`, `thaw`, `wake`, `mount`, `unmount`, `sync_bays`, `shutdown`: one line of JSON, a [`Reply`], and the end.
 //! - `forward`: raw bytes both ways, joined to a TCP connection inside the guest. When the guest refuses,
 //!   the connection is reset.
 //! - `exec`: frames both ways, see [`Frame`]. A host that closes its side, or only its sending half, kills
@@ -61,6 +61,25 @@ pub enum Request {
     Thaw,
     /// The machine was restored from a snapshot.
     Wake(Wake),
+    /// Mounts the disk in the bay with this serial number, after making a filesystem on it if it is blank.
+    Mount {
+        /// The bay: `bay0` or `bay1`.
+        bay: String,
+        /// The folder; it is made if it is missing.
+        at: String,
+        /// The size in bytes, by which a medium that was put in just now is known.
+        size: u64,
+    },
+    /// Unmounts whatever is mounted of a bay's disk.
+    Unmount {
+        /// The bay.
+        bay: String,
+        /// Also when it is in use or broken. Whoever still has files of it open gets errors; [`Reply::Held`] says
+        /// that there is somebody.
+        force: bool,
+    },
+    /// Writes to the disks in all bays what is still held back.
+    SyncBays,
     /// Stops every process, unmounts, and turns the machine off (or reboots it).
     Shutdown {
         /// Reboot in place of turning off.
@@ -96,6 +115,20 @@ pub struct Wake {
     /// A new identity: machine id, and with it host name, when this is a copy.
     #[serde(default)]
     pub identity: Option<Identity>,
+    /// The disks in the bays, as the guest knows them.
+    #[serde(default)]
+    pub ephemeral: Vec<WakeDisk>,
+}
+
+/// What became of a disk that lives in the host's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeDisk {
+    /// Its bay.
+    pub bay: String,
+    /// Where it was mounted.
+    pub at: String,
+    /// Whether it is the very disk that it was when the snapshot was taken. Otherwise it fails, and is to be let go.
+    pub kept: bool,
 }
 
 /// Who a machine is, for a copy that must differ from its original.
@@ -113,6 +146,8 @@ pub struct Identity {
 pub enum Reply {
     /// Done.
     Ok,
+    /// It is unmounted, but somebody still has files of it open.
+    Held,
     /// The answer to `status`.
     Status(Status),
     /// What failed, for people.

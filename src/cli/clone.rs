@@ -71,6 +71,7 @@ pub fn run(args: Args) -> Outcome {
             forwards,
             size: args.size.clone(),
             disk_size: args.disk_size,
+            ephemeral: Vec::new(),
             cold: false,
             new_identity: !args.keep_identity,
             timeout: Duration::from_secs(args.timeout.into()),

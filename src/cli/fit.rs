@@ -4,7 +4,7 @@ use super::restore::Plan;
 use crate::control::{Code, Failure};
 use crate::machine::{self, Shape};
 use crate::snapshot;
-use crate::spec::{MEMORY_STEP, MachineSpec, Size};
+use crate::spec::{Ephemeral, MEMORY_STEP, MachineSpec, Size};
 use crate::store;
 
 /// The machine that a snapshot becomes, in the size that is wanted.
@@ -21,6 +21,11 @@ pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<
         append: saved.append.clone(),
         kernel: None,
         forwards: plan.forwards.clone(),
+        // Those of the machine that was snapshotted, unless others are wanted.
+        ephemeral: match plan.ephemeral.is_empty() {
+            true => plan.snapshot.manifest.ephemeral.iter().map(same).collect(),
+            false => plan.ephemeral.clone(),
+        },
     };
     if resumed {
         let shape = Shape {
@@ -61,4 +66,9 @@ pub fn ratchet(error: store::Error) -> Failure {
         }
         other => other.into(),
     }
+}
+
+/// A disk in the host's memory as one of the machine that was snapshotted.
+fn same(of: &snapshot::Ephemeral) -> Ephemeral {
+    Ephemeral { size: Size(of.size), at: of.at.clone() }
 }

@@ -9,11 +9,12 @@ use serde::Serialize;
 use super::record::Record;
 use crate::control::protocol::{self, Ended, Status};
 use crate::control::{Client, Code, Failure};
+use crate::disk::Mark;
 use crate::image;
-use crate::machine::{Files, Layer, Saved, Shape};
+use crate::machine::{self, Drive, Files, Layer, Saved, Shape};
 use crate::snapshot::memory::MAX_LENGTH;
-use crate::snapshot::{MAX_STATE, Role};
-use crate::spec::{Forward, MachineSpec, Name};
+use crate::snapshot::{Kind, MAX_STATE, Role};
+use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Size};
 use crate::store::{Condition, Machine, Snapshot, Store};
 use crate::sys::files;
 use crate::sys::home::Home;
@@ -87,6 +88,8 @@ pub struct View {
     pub memory_bytes: u64,
     /// Ports of the host that lead into it.
     pub forwards: Vec<Forward>,
+    /// Its disks in the host's memory.
+    pub ephemeral: Vec<Ephemeral>,
     /// For how long it has run, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uptime_seconds: Option<u64>,
@@ -172,6 +175,15 @@ impl House {
         Ok(Saved::new(snapshot.digest, &path, &state, &layers, shape)?)
     }
 
+    /// What the ephemeral disks held when a snapshot with memory was taken.
+    pub fn marks(&self, snapshot: &Snapshot) -> Result<Vec<Mark>, Failure> {
+        if snapshot.manifest.ephemeral.is_empty() || snapshot.manifest.kind != Kind::Live {
+            return Ok(Vec::new());
+        }
+        let path = snapshot.file(Role::State).ok_or_else(|| no_memory(snapshot))?;
+        Ok(machine::marks(&path, &self.store.read_checked(snapshot, Role::State, MAX_STATE)?)?)
+    }
+
     /// A machine as it is listed.
     pub fn view(&self, machine: &Machine) -> Result<View, Failure> {
         let condition = machine.condition()?;
@@ -193,6 +205,10 @@ impl House {
             cpus: size.map_or(spec.cpus, |size| size.cpus),
             memory_bytes: size.map_or(spec.memory.bytes(), |size| size.memory),
             forwards: spec.forwards,
+            ephemeral: match &status {
+                Some(status) => status.ephemeral.iter().map(seen).collect(),
+                None => spec.ephemeral,
+            },
             uptime_seconds: record.filter(|_| status.is_some()).map(|record| record.age()),
             pid: status.as_ref().map(|status| status.pid),
             agent: status.is_some_and(|status| status.agent.is_some()),
@@ -252,6 +268,10 @@ pub fn wait_until_free(machine: &Machine, time: Duration) -> Result<(), Failure>
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+fn seen(drive: &Drive) -> Ephemeral {
+    Ephemeral { size: Size(drive.size), at: drive.at.clone() }
 }
 
 fn while_running(status: Option<&Status>) -> State {

@@ -4,6 +4,7 @@ mod checks;
 mod clone;
 mod completion;
 mod console;
+mod disk;
 mod doctor;
 mod errors;
 mod exec;
@@ -67,6 +68,7 @@ Machines:
   pause       Hold machines' vCPUs still
   resume      Let paused machines run on
   resize      Give a machine more or fewer vCPUs and memory
+  disk        Put disks into running machines and take them out
 
 Inside a machine:
   exec        Run a program in the guest
@@ -105,6 +107,7 @@ enum Verb {
     Pause(pause::Pause),
     Resume(pause::Resume),
     Resize(resize::Args),
+    Disk(disk::Args),
     Exec(exec::Args),
     Console(console::Args),
     Logs(logs::Args),
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
         Verb::Pause(args) => pause::pause(args),
         Verb::Resume(args) => pause::resume(args),
         Verb::Resize(args) => resize::run(args),
+        Verb::Disk(args) => disk::run(args),
         Verb::Exec(args) => exec::run(args),
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
@@ -204,6 +208,9 @@ mod tests {
             "catnap resize anna --cpus 4 --memory 1G",
             "catnap restore anna@a --flavor tiger --disk-size 4G",
             "catnap logs -f -n 5 anna",
+            "catnap disk attach anna --ephemeral 64M:/data",
+            "catnap disk detach anna -f",
+            "catnap run kitten --ephemeral 64M --ephemeral 1G:/b",
             "catnap snapshot ls anna -q",
             "catnap snapshot rm --merge anna@a kitten sha256:0123",
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
@@ -224,6 +231,10 @@ mod tests {
             "catnap resize anna --cpus 2 --flavor tiger",
             "catnap resize anna --memory lots",
             "catnap ps --json --quiet",
+            "catnap disk attach anna",
+            "catnap disk attach anna --ephemeral 0",
+            "catnap run kitten --ephemeral 100K",
+            "catnap run kitten --ephemeral 64M:etc",
             "catnap snapshot",
             "catnap snapshot rm",
             "catnap snapshot diff a@b",

@@ -16,7 +16,7 @@ use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{Files, Machine, Origin, Size, Wakeup};
+use crate::machine::{self, Files, Machine, Media, Origin, Size, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
 use crate::sys::limits;
@@ -71,6 +71,7 @@ struct Monitor {
     files: Files,
     host: Arc<Host>,
     machine: Arc<Machine>,
+    media: Arc<Media>,
     server: Server,
     record: Record,
     /// Held for as long as this process lives: that is how others know.
@@ -97,13 +98,24 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
         None => Ok(Origin::Boot),
         Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
-    let built = origin.and_then(|origin| Ok(Machine::new(&stored.spec, &files, origin)?));
+    let built = origin.and_then(|origin| {
+        // What a killed monitor left behind.
+        stored.sweep_media()?;
+        let (folders, wanted) = (stored.media_folders(), &stored.spec.ephemeral);
+        let media = match &origin {
+            Origin::Boot => Media::blank(folders, wanted),
+            Origin::Wake(saved) => Media::woken(folders, &saved.media(), wanted),
+        };
+        let media = media.map_err(machine::Error::from)?;
+        Ok((Machine::new(&stored.spec, &files, &media, origin)?, media))
+    });
     // A woken machine is told its size before it runs, so that it has that before it serves anybody.
     let size = Size { cpus: stored.spec.cpus, memory: stored.spec.memory.bytes() };
     let asked = |machine: &Machine| nap.map(|_| machine.ask_at_wake(size)).transpose();
-    let built = built.and_then(|machine| Ok((asked(&machine)?, machine)));
-    let (asked, machine) = match built.and_then(|(asked, machine)| host.start(&machine).map(|()| (asked, machine))) {
-        Ok(both) => both,
+    let built = built.and_then(|(machine, media)| Ok((asked(&machine)?, machine, media)));
+    let started = built.and_then(|built| host.start(&built.1).map(|()| built));
+    let (asked, machine, media) = match started {
+        Ok(started) => started,
         Err(failure) => {
             server.close(Duration::ZERO);
             return Err(failure);
@@ -117,7 +129,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     let record = Record::begin();
     record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
-    Ok(Monitor { stored, files, host, machine, server, record, lock })
+    Ok(Monitor { stored, files, host, machine, media, server, record, lock })
 }
 
 impl Monitor {
@@ -132,7 +144,7 @@ impl Monitor {
             tracing::info!("the guest reboots");
             // It may have been resized since.
             let spec = House::open()?.machine(&self.stored.spec.name)?.spec;
-            Ok(Machine::new(&spec, &self.files, Origin::Boot)?)
+            Ok(Machine::new(&spec, &self.files, &self.media, Origin::Boot)?)
         });
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {

@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Outcome {
         ui::data(views.iter().map(|view| format!("{}\n", view.name)).collect::<String>())?;
     } else {
         let rows: Vec<_> = views.iter().map(row).collect();
-        ui::table(&["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "PORTS", "UPTIME"], &rows)?;
+        ui::table(&["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "PORTS", "EPHEMERAL", "UPTIME"], &rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -65,6 +65,7 @@ fn row(view: &View) -> Vec<String> {
         None => view.state.to_string(),
     };
     let ports: Vec<_> = view.forwards.iter().map(|forward| forward.to_string()).collect();
+    let ephemeral: Vec<_> = view.ephemeral.iter().map(|disk| disk.to_string()).collect();
     let uptime = view.uptime_seconds.map(|seconds| ui::span(Duration::from_secs(seconds)));
     vec![
         view.name.to_string(),
@@ -73,6 +74,7 @@ fn row(view: &View) -> Vec<String> {
         view.cpus.to_string(),
         Size(view.memory_bytes).to_string(),
         if ports.is_empty() { "-".into() } else { ports.join(",") },
+        if ephemeral.is_empty() { "-".into() } else { ephemeral.join(",") },
         uptime.unwrap_or_else(|| "-".into()),
     ]
 }

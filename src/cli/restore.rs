@@ -9,12 +9,13 @@ use super::fit::{fit, ratchet};
 use super::home::House;
 use super::sizes::{self, Wanted};
 use super::snapshot::create;
-use super::{Outcome, checks, console, launch, start, stop, ui};
-use crate::control::protocol::{Mode, Resized, SnapshotRequest, Status};
-use crate::control::{Code, Failure, Keeper};
+use super::{Outcome, checks, console, disk, launch, start, stop, ui};
+use crate::control::protocol::{Give, Mode, Resized, SnapshotRequest, Status};
+use crate::control::{Client, Code, Failure, Keeper};
+use crate::disk::Mark;
 use crate::machine::SETTLING;
 use crate::snapshot::Kind;
-use crate::spec::{Forward, MachineSpec, Name, Size};
+use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Size};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -31,6 +32,9 @@ identity of its own: machine id, host name, entropy.
 It can wake in another size: before anybody reaches its ports, the guest has the new vCPUs and memory. What it cannot
 give back it keeps; then the size that was reached is said, the exit code is 4, and the machine runs. Sizes outside of
 its envelope, and less memory than it booted with, take another boot (--cold). A disk only grows.
+
+Ephemeral disks are in no snapshot: they come back blank, and the guest is told. Only --replace keeps one, when
+the machine still runs on this host and has written nothing to it since the snapshot.
 
 Examples:
   catnap restore anna@monday
@@ -60,6 +64,9 @@ pub struct Args {
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
+    /// A blank disk in this host's memory, in place of those that the snapshot's machine had; can be given twice
+    #[arg(long, value_name = "SIZE[:PATH]")]
+    ephemeral: Vec<Ephemeral>,
     /// Join the console once it is awake
     #[arg(short, long)]
     attach: bool,
@@ -118,6 +125,8 @@ pub struct Plan<'a> {
     pub size: Wanted,
     /// Another size of its disk.
     pub disk_size: Option<Size>,
+    /// Its disks in the host's memory; none stands for those of the machine that was snapshotted.
+    pub ephemeral: Vec<Ephemeral>,
     /// Whether it boots in any case.
     pub cold: bool,
     /// Whether it is somebody else from now on.
@@ -163,6 +172,7 @@ pub fn run(args: Args) -> Outcome {
         forwards: args.forwards,
         size: args.size,
         disk_size: args.disk_size,
+        ephemeral: args.ephemeral,
         cold: args.cold,
         new_identity: false,
         timeout: Duration::from_secs(args.timeout.into()),
@@ -175,7 +185,8 @@ pub fn run(args: Args) -> Outcome {
             if plan.forwards.is_empty() {
                 plan.forwards = machine.spec.forwards.clone();
             }
-            make_way(&house, &machine, !args.no_safety)?;
+            let wanted = if args.cold { Vec::new() } else { house.marks(&snapshot)? };
+            make_way(&house, &machine, !args.no_safety, wanted)?;
         }
         Err(store::Error::BadMachine { .. }) if args.replace => house.store().remove_machine(&name)?,
         Ok(_) | Err(store::Error::BadMachine { .. }) => {
@@ -238,6 +249,7 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
             ui::warn(format!("{} could not be removed: {error}", spec.name));
         }
     })?;
+    disk::tell(&spec.name, &status);
     let Status { running_since_us, resized, .. } = status;
     Ok(Restored {
         name: spec.name,
@@ -251,8 +263,9 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
     })
 }
 
-/// Removes a machine that another takes the place of, after a snapshot of it.
-fn make_way(house: &House, machine: &Machine, safety: bool) -> Result<(), Failure> {
+/// Removes a machine that another takes the place of, after a snapshot of it. Disks in the host's memory that still
+/// hold what `marks` say are kept for the other.
+fn make_way(house: &House, machine: &Machine, safety: bool, marks: Vec<Mark>) -> Result<(), Failure> {
     let name = &machine.spec.name;
     let running = machine.is_running()?;
     if safety {
@@ -271,6 +284,9 @@ fn make_way(house: &House, machine: &Machine, safety: bool) -> Result<(), Failur
             }
         };
         ui::note(format!("{name} as it was is kept as {}", taken.name));
+    }
+    if running && !marks.is_empty() {
+        Client::new(machine.control_socket()?).give(&Give { marks })?;
     }
     if running {
         stop::stop(machine, 0)?;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::home::House;
 use super::sizes::{self, host_cpus};
-use super::{Outcome, checks, console, image, launch, start, ui};
+use super::{Outcome, checks, console, disk, image, launch, start, ui};
 use crate::boot;
 use crate::control::{Code, Failure};
-use crate::spec::{Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
+use crate::spec::{Ephemeral, Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -25,6 +25,7 @@ Sizes are written 512M or 2G (binary). --cpus and --memory are where the machine
 Examples:
   catnap run kitten
   catnap run kitten --name anna --cpus 2 --memory 512M -p 8080:80
+  catnap run kitten --name anna --ephemeral 64M:/mnt
   catnap run kitten --kernel ./bzImage --append 'loglevel=7' --attach")]
 pub struct Args {
     /// The image: a name, or sha256: and some digits (`catnap image ls`)
@@ -51,6 +52,10 @@ pub struct Args {
     /// Bring a TCP port of the guest to a port of this host's loopback; can be given several times
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     forwards: Vec<Forward>,
+    /// A blank disk in this host's memory, mounted on PATH [default: /mnt]: in no snapshot, and gone when the machine
+    /// stops or the host restarts; can be given twice
+    #[arg(long, value_name = "SIZE[:PATH]")]
+    ephemeral: Vec<Ephemeral>,
     /// A kernel of your own (bzImage or ELF) in place of the image's; it is copied
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -86,6 +91,7 @@ pub fn run(args: Args) -> Outcome {
         append: args.append,
         kernel: args.kernel,
         forwards: args.forwards,
+        ephemeral: args.ephemeral,
     };
     // What can be refused is refused before anything is made.
     spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap run --help"))?;
@@ -106,13 +112,13 @@ pub fn run(args: Args) -> Outcome {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,
     };
-    if let Err(failure) = launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()))
-    {
+    let launched = launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()));
+    let status = launched.inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&machine.spec.name) {
             ui::warn(format!("{} could not be removed: {error}", machine.spec.name));
         }
-        return Err(failure);
-    }
+    })?;
+    disk::tell(&machine.spec.name, &status);
     start::announce(&machine.spec)?;
     match args.attach {
         true => console::attach(&house, &machine.spec.name),

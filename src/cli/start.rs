@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::home::House;
-use super::{Outcome, console, launch, ui};
+use super::{Outcome, console, disk, launch, ui};
 use crate::control::{Code, Failure};
 use crate::spec::{MachineSpec, Name};
 use crate::sys::process;
@@ -44,7 +44,9 @@ pub fn run(args: Args) -> Outcome {
             return Err(Failure::new(Code::Refused, format!("{name} runs already")).hint("catnap ps"));
         }
         house.image(&machine.spec.image)?;
-        launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()))?;
+        let timeout = Duration::from_secs(args.timeout.into());
+        let status = launch::launch(&house, &machine, launch::From::Disk, timeout)?;
+        disk::tell(name, &status);
         announce(&machine.spec)
     })?;
     match args.names.as_slice() {

@@ -14,11 +14,12 @@ use catnap_guest::protocol as agent;
 use serde::de::DeserializeOwned;
 
 use super::failure::{Code, Failure};
-use super::host::Host;
+use super::host::{Guest, Host};
 use super::http::{self, Request};
-use super::protocol::{MAX_WAIT, Resized, STREAM, SnapshotEvent, SnapshotRequest, Wait};
+use super::protocol::{Detach, Give, MAX_WAIT, Resized, STREAM, SnapshotEvent, SnapshotRequest, Wait};
 use super::server::Handler;
 use crate::machine::State;
+use crate::spec::Ephemeral;
 
 /// Answers the control protocol for a host's guest.
 pub struct Api(pub Arc<Host>);
@@ -64,6 +65,16 @@ impl Api {
             ("POST", "/v1/power-button") => host.guest()?.power_button()?,
             ("POST", "/v1/stop") => host.stop(body(request)?)?,
             ("POST", "/v1/resize") => return Ok(Answer::Resized(Box::new(host.resize(body(request)?)?))),
+            ("POST", "/v1/disk/attach") => {
+                let wanted: Ephemeral = body(request)?;
+                wanted.check().map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+                self.awake()?.attach(&wanted)?;
+            }
+            ("POST", "/v1/disk/detach") => {
+                let Detach { disk, force } = body(request)?;
+                self.awake()?.detach(&disk, force)?;
+            }
+            ("POST", "/v1/disk/give") => host.guest()?.give(&body::<Give>(request)?.marks)?,
             ("GET", "/v1/console") => {
                 must_upgrade(request)?;
                 host.guest()?;
@@ -84,14 +95,23 @@ impl Api {
         Ok(Answer::Status)
     }
 
+    /// The guest, if it does not stand still.
+    fn awake(&self) -> Result<Arc<dyn Guest>, Failure> {
+        let guest = self.0.guest()?;
+        match guest.state() {
+            State::Paused => {
+                Err(Failure::new(Code::Refused, "the machine is paused, so its agent cannot answer")
+                    .hint("catnap resume"))
+            }
+            _ => Ok(guest),
+        }
+    }
+
     /// A connection to the agent with the request's line sent.
     fn agent(&self, request: &Request, line: agent::Request) -> Result<Answer, Failure> {
         must_upgrade(request)?;
-        let guest = self.0.guest()?;
+        let guest = self.awake()?;
         let refuse = |why: &str| Failure::new(Code::Refused, why);
-        if guest.state() == State::Paused {
-            return Err(refuse("the machine is paused, so its agent cannot answer").hint("catnap resume"));
-        }
         if guest.hello(Duration::ZERO).is_none() {
             return Err(refuse("the guest's agent has not said that it is ready").hint("catnap logs shows the boot"));
         }

@@ -12,13 +12,18 @@ use serde::de::DeserializeOwned;
 
 use super::failure::{Code, Failure};
 use super::protocol::{
-    MAX_BODY, MAX_HEAD, MAX_RESIZE, Resize, Resized, STREAM, SnapshotEvent, SnapshotRequest, Status, Stop, Taken, Wait,
+    Detach, Give, MAX_BODY, MAX_HEAD, MAX_RESIZE, Resize, Resized, STREAM, SnapshotEvent, SnapshotRequest, Status,
+    Stop, Taken, Wait,
 };
 use crate::machine::Progress;
+use crate::spec::Ephemeral;
 use crate::sys::local;
 
 /// How long a monitor may take beyond the time that a request asks it to wait.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the guest may take to make a filesystem and mount it.
+const DISK: Duration = Duration::from_secs(120);
 
 /// How often someone who waits for a snapshot is asked whether to go on.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -120,6 +125,21 @@ impl Client {
     /// Gives the guest another size, and returns when it has that or will not.
     pub fn resize(&self, resize: Resize) -> Result<Resized, Error> {
         self.ask("POST", "/v1/resize", &resize, Duration::from_secs(MAX_RESIZE.into()))
+    }
+
+    /// Puts a blank disk into a bay; returns when the agent has mounted it.
+    pub fn attach(&self, wanted: &Ephemeral) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/attach", wanted, DISK)
+    }
+
+    /// Takes a disk out of its bay.
+    pub fn detach(&self, detach: &Detach) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/detach", detach, DISK)
+    }
+
+    /// Pauses the machine for ever, and has the media given away that hold what is wanted.
+    pub fn give(&self, give: &Give) -> Result<Status, Error> {
+        self.ask("POST", "/v1/disk/give", give, Duration::ZERO)
     }
 
     /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::BayError;
 use crate::{boot, disk, machine};
 
 /// A failure as it travels over the control socket and as the command line shows it.
@@ -96,9 +97,30 @@ impl From<machine::Error> for Failure {
                 is(Code::Usage).hint(format!("--memory {}", crate::spec::Size(near - (near - boot) % step)))
             }
             machine::Error::Paused => is(Code::Refused).hint("catnap resume"),
+            machine::Error::Bay(error) => bay(error, text),
             machine::Error::Ended => is(Code::Refused).hint("catnap start boots it again"),
             _ => is(Code::Failed),
         }
+    }
+}
+
+/// What becomes of a disk in the host's memory.
+fn bay(error: &BayError, text: String) -> Failure {
+    let is = |code| Failure::new(code, text.clone());
+    match error {
+        BayError::NoTmpfs | BayError::Disk(disk::Error::Refused { .. }) => is(Code::Host)
+            .hint("mount -t tmpfs -o mode=1777 tmpfs /dev/shm, or set XDG_RUNTIME_DIR to a folder on a tmpfs"),
+        BayError::Disk(disk::Error::NoRoom { room, .. }) => {
+            is(Code::Refused).hint(format!("{}M at most, or more room: df -h /dev/shm", room >> 20))
+        }
+        BayError::Disk(_) => is(Code::Failed),
+        BayError::Taken(at) => is(Code::Refused).hint(format!("another place, such as --ephemeral 64M:{at}2")),
+        BayError::Full => is(Code::Refused).hint("catnap disk detach frees one"),
+        BayError::NoBays => is(Code::Refused).hint("catnap stop, then catnap start: a machine that boots has bays"),
+        BayError::NotThere(_) => is(Code::NotFound).hint("catnap inspect shows what there is"),
+        BayError::Busy(_) => is(Code::Refused).hint("end what uses it, or --force, and its users see I/O errors"),
+        BayError::Agent { doing: "unmount it", .. } => is(Code::Refused).hint("--force takes it out all the same"),
+        BayError::Agent { .. } => is(Code::Failed).hint("catnap logs shows what the guest says"),
     }
 }
 

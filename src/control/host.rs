@@ -23,9 +23,10 @@ use catnap_guest::protocol::Hello;
 use super::failure::{Code, Failure};
 use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Wait};
 use super::snapshots::{Keeper, Watch};
-use crate::machine::{self, Captured, End, Machine, Resized, Shape, Size};
+use crate::disk::Mark;
+use crate::machine::{self, Captured, Drive, End, Machine, Resized, Shape, Size};
 use crate::snapshot::Digest;
-use crate::spec::{MachineSpec, Name};
+use crate::spec::{Ephemeral, MachineSpec, Name};
 use crate::sys::process;
 
 /// What the control protocol needs of a machine.
@@ -70,6 +71,14 @@ pub trait Guest: Send + Sync + 'static {
     fn resized(&self) -> Option<Resized>;
     /// Makes one layer of all that its disk has got by snapshots.
     fn flatten_disk(&self) -> Result<(), Failure>;
+    /// Its disks that live in the host's memory.
+    fn drives(&self) -> Vec<Drive>;
+    /// Puts a blank one in.
+    fn attach(&self, wanted: &Ephemeral) -> Result<(), Failure>;
+    /// Takes one out.
+    fn detach(&self, disk: &str, force: bool) -> Result<(), Failure>;
+    /// Pauses it for ever, and gives those away that hold what the marks say.
+    fn give(&self, marks: &[Mark]) -> Result<(), Failure>;
 }
 
 impl Guest for Machine {
@@ -129,6 +138,20 @@ impl Guest for Machine {
     }
     fn flatten_disk(&self) -> Result<(), Failure> {
         Ok(Machine::flatten_disk(self)?)
+    }
+    fn drives(&self) -> Vec<Drive> {
+        Machine::drives(self)
+    }
+    fn attach(&self, wanted: &Ephemeral) -> Result<(), Failure> {
+        Ok(Machine::attach(self, wanted)?)
+    }
+    fn detach(&self, disk: &str, force: bool) -> Result<(), Failure> {
+        Ok(Machine::detach(self, disk, force)?)
+    }
+    fn give(&self, marks: &[Mark]) -> Result<(), Failure> {
+        let given = Machine::give(self, marks)?;
+        tracing::info!("{given} of {} ephemeral disks are as they were, and given away", marks.len());
+        Ok(())
     }
 }
 
@@ -353,6 +376,7 @@ impl Host {
         let resized = guest.as_ref().and_then(|guest| guest.resized());
         Status {
             state,
+            ephemeral: guest.as_ref().map_or_else(Vec::new, |guest| guest.drives()),
             agent: guest.and_then(|guest| guest.hello(Duration::ZERO)),
             ended,
             boots,

@@ -4,7 +4,8 @@
 use catnap_guest::protocol::Hello;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Progress, Shape, Size};
+use crate::disk::Mark;
+use crate::machine::{Drive, Progress, Shape, Size};
 use crate::snapshot::Kind;
 use crate::spec::MachineSpec;
 
@@ -55,6 +56,9 @@ pub struct Status {
     /// What came of the size that it was to wake in, when that was another than the snapshot's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resized: Option<Resized>,
+    /// Disks that live in this host's memory.
+    #[serde(default)]
+    pub ephemeral: Vec<Drive>,
 }
 
 /// What a machine with a monitor does.
@@ -116,6 +120,25 @@ pub struct Resize {
     /// RAM in bytes; as much as now when not given.
     #[serde(default)]
     pub memory: Option<u64>,
+}
+
+/// The body of `POST /v1/disk/detach`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detach {
+    /// The bay, or where the disk is mounted.
+    pub disk: String,
+    /// Whether it is taken out also when the guest does not let go of it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/disk/give`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Give {
+    /// What the media that are wanted hold.
+    pub marks: Vec<Mark>,
 }
 
 /// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON; a client

@@ -19,9 +19,10 @@ use super::failure::{Code, Failure};
 use super::host::Guest;
 use super::protocol::{Mode, SnapshotRequest, Taken};
 use crate::disk;
-use crate::machine::{CapturedMemory, Files, Phase, Progress, Shape, Size};
+use crate::machine::{CapturedMemory, Drive, Files, Phase, Progress, Shape, Size};
 use crate::snapshot::memory::{DATA, INDEX};
 use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
+use crate::spec::Ephemeral;
 use crate::store::{self, Snapshot, Staging, Store};
 use crate::sys::files::At;
 
@@ -83,6 +84,7 @@ impl Keeper {
             draft.add_memory(memory)?;
         }
         draft.shape(captured.size, &captured.shape);
+        draft.manifest.ephemeral = captured.drives.iter().map(of_drive).collect();
         let (pause_us, bytes) = (captured.pause_us, captured.memory.map_or(0, |memory| memory.bytes));
         let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
         captured.commit(digest);
@@ -112,6 +114,7 @@ impl Keeper {
         }
         let spec = &self.machine.spec;
         draft.shape(Size { cpus: spec.cpus, memory: spec.memory.bytes() }, &Shape::of(spec));
+        draft.manifest.ephemeral = spec.ephemeral.iter().enumerate().map(of_spec).collect();
         draft.publish(&request.name, 0, 0, watch).map(|(taken, _)| taken)
     }
 
@@ -251,6 +254,16 @@ fn ask(guest: &dyn Guest, request: &agent::Request) -> io::Result<agent::Reply> 
     stream.set_read_timeout(Some(PATIENCE))?;
     agent::write_line(&mut stream, request)?;
     agent::read_line(&mut stream)
+}
+
+/// That a disk was there, and nothing of what was on it.
+fn of_drive(drive: &Drive) -> snapshot::Ephemeral {
+    snapshot::Ephemeral { device: drive.bay.clone(), size: drive.size, at: drive.at.clone() }
+}
+
+/// The same of a machine that is off: what it would start with.
+fn of_spec((bay, disk): (usize, &Ephemeral)) -> snapshot::Ephemeral {
+    snapshot::Ephemeral { device: format!("bay{bay}"), size: disk.size.bytes(), at: disk.at.clone() }
 }
 
 /// Makes a file appear in the draft without copying it, where that is possible.

@@ -15,12 +15,13 @@ use super::api::Api;
 use super::client::{Client, Error};
 use super::failure::{Code, Failure};
 use super::host::{Guest, Host};
-use super::protocol::{Ended, Resize, State, Stop, Wait};
+use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
-use crate::machine::{self, Captured, End, Resized, Shape};
+use crate::disk::Mark;
+use crate::machine::{self, Captured, Drive, End, Resized, Shape};
 use crate::snapshot::Digest;
-use crate::spec::{MachineSpec, Size};
+use crate::spec::{Ephemeral, MachineSpec, Size};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -70,6 +71,18 @@ impl Guest for Paper {
     }
     fn resized(&self) -> Option<Resized> {
         None
+    }
+    fn drives(&self) -> Vec<Drive> {
+        Vec::new()
+    }
+    fn attach(&self, _: &Ephemeral) -> Result<(), Failure> {
+        Err(Failure::new(Code::Refused, "paper has no bays"))
+    }
+    fn detach(&self, _: &str, _: bool) -> Result<(), Failure> {
+        Err(Failure::new(Code::Refused, "paper has no bays"))
+    }
+    fn give(&self, _: &[Mark]) -> Result<(), Failure> {
+        Ok(())
     }
     fn start(&self) -> Result<(), Failure> {
         self.resume()
@@ -162,6 +175,7 @@ fn house(deaf: bool) -> House {
             append: String::new(),
             kernel: None,
             forwards: Vec::new(),
+            ephemeral: Vec::new(),
         },
         None,
     ));

@@ -7,6 +7,8 @@
 //!
 //! A machine that runs gets a new top for a snapshot of what it wrote so far ([`swap`]); [`layers`] tells which
 //! files have become its own in this way, and [`flatten`] makes one of many.
+//!
+//! A [`medium`] is a disk of another kind: raw, in the host's memory, and in no snapshot.
 
 mod chain;
 mod clusters;
@@ -20,6 +22,7 @@ mod header;
 mod image;
 mod layers;
 mod layout;
+mod medium;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -37,6 +40,7 @@ pub use fold::fold;
 pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{create_from_raw, create_overlay};
+pub use medium::{Gone, Mark, Medium};
 pub use swap::{Prepared, prepare};
 
 use crate::sys::files;
@@ -125,6 +129,16 @@ pub enum Error {
     /// Someone else has it open.
     #[error("{0} is in use by another machine or program")]
     InUse(PathBuf),
+    /// A tmpfs is too small.
+    #[error("{path} cannot be made: its tmpfs has {room} bytes left, and {wanted} are wanted")]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that are wanted.
+        wanted: u64,
+        /// Bytes that are left.
+        room: u64,
+    },
     /// One more file would make the chain too long.
     #[error("{0} has too many layers: more than {MAX_LAYERS} files would back each other")]
     TooManyLayers(PathBuf),

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory_file::{Plan, Writing};
 use super::wake::{VCPU_VERSION, VM_VERSION};
-use super::{Error, Machine, Shape, Size, State, lock};
+use super::{Drive, Error, Machine, Shape, Size, State, lock};
 use crate::disk::{self, Prepared};
 use crate::kvm::Vm;
 use crate::mem::{Dirty, GuestMemory};
@@ -86,6 +86,8 @@ pub struct Captured<'m> {
     pub size: Size,
     /// What it can be without another boot.
     pub shape: Shape,
+    /// The disks that live in the host's memory: that they are there.
+    pub drives: Vec<Drive>,
     /// Memory, when it was wanted.
     pub memory: Option<CapturedMemory>,
     tracking: MutexGuard<'m, Tracking>,
@@ -150,6 +152,10 @@ impl Machine {
         may_lie_over: &dyn Fn(&Digest) -> bool,
         watch: Watch<'_>,
     ) -> Result<Captured<'_>, Error> {
+        // A guest that stands still writes nothing.
+        if with_memory && self.state() == State::Running {
+            self.bays.sync();
+        }
         let mut tracking = lock(&self.tracking);
         tracking.base = tracking.base.filter(may_lie_over);
         let mut prepared = disk::prepare(&self.files.disk, &self.files.disk_root)?;
@@ -166,6 +172,7 @@ impl Machine {
             pause_us: pause?.as_micros() as u64,
             size: moment.size,
             shape: self.shape,
+            drives: self.drives(),
             memory: None,
             taken: moment.taken.take(),
             mem: &self.mem,

@@ -7,6 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::board::{self, Board};
 use super::console::Console;
+use super::media::{self, Media};
 use super::states::DeviceStates;
 use super::{Error, Files, Shape, lock};
 use crate::devices::Changes;
@@ -15,6 +16,7 @@ use crate::devices::i8042::I8042;
 use crate::devices::power::{Power, PowerRequest};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::Serial;
+use crate::devices::virtio::bay::Bay;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::gate::Gate;
 use crate::devices::virtio::memory::{Backing, Memory};
@@ -37,6 +39,8 @@ pub(super) struct Devices {
     pub vsock: Arc<Mutex<Mmio<Vsock>>>,
     /// RAM that can be plugged in, when the machine can grow.
     pub memory: Option<Arc<Mutex<Mmio<Memory>>>>,
+    /// Drives whose media come and go.
+    pub bays: Vec<Arc<Mutex<Mmio<Bay>>>>,
     /// Told when the guest takes or gives back vCPUs or RAM.
     pub changes: Arc<Changes>,
 }
@@ -48,12 +52,13 @@ pub(super) struct Wires<'a> {
     pub console: &'a Console,
     pub switch: &'a Switch,
     pub shape: &'a Shape,
+    pub media: &'a Media,
 }
 
 impl Devices {
     /// Puts all devices onto `board`, as `states` has them.
     pub fn new(states: DeviceStates, board: &mut Board<'_>, wires: &Wires<'_>) -> Result<Devices, Error> {
-        let Wires { mem, files, console, switch, shape } = *wires;
+        let Wires { mem, files, console, switch, shape, media } = *wires;
         let line = board.line(board::SERIAL_GSI)?;
         let serial = Arc::new(Mutex::new(Serial::new(states.serial, line, console.output())?));
         console.connect(&serial);
@@ -99,7 +104,14 @@ impl Devices {
             (None, None) => None,
             _ => return Err(Error::Shape),
         };
-        Ok(Devices { serial, power, rtc, cpus, root, rng, vsock, memory, changes })
+        // Last, so that the root disk is the first that the guest finds, and so that machines without them are like
+        // others in all else.
+        let mut bays = Vec::new();
+        for (number, bay) in states.bays.into_iter().enumerate() {
+            let chip = Bay::new(bay.chip, media.for_bay(number), &media::name(number))?;
+            bays.push(board.in_slot(|line| Mmio::new(bay.mmio, chip, mem.clone(), line))?);
+        }
+        Ok(Devices { serial, power, rtc, cpus, root, rng, vsock, memory, bays, changes })
     }
 
     /// Starts the thread of each device that has one.
@@ -111,6 +123,9 @@ impl Devices {
         ];
         if let Some(memory) = &self.memory {
             workers.push(Worker::spawn("memory", memory.clone(), gate.clone())?);
+        }
+        for bay in &self.bays {
+            workers.push(Worker::spawn("bay", bay.clone(), gate.clone())?);
         }
         Ok(workers)
     }
@@ -124,6 +139,7 @@ impl Devices {
         if let Some(memory) = &self.memory {
             lock(memory).kick_all();
         }
+        self.bays.iter().for_each(|bay| lock(bay).kick_all());
         if let Err(error) = lock(&self.power).events().remind() {
             tracing::warn!("the guest is not reminded of its events: {error}");
         }

@@ -7,18 +7,21 @@
 //! | `board.rs`, `devices.rs` | which device sits where; how they are made |
 //! | `states.rs` | the devices' states, saved and put back |
 //! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
+//! | `bays.rs`, `media.rs` | disks in the host's memory: put in, taken out, and what becomes of them |
 //! | `resize.rs` | giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
 //! | `waker.rs`, `greeting.rs`, `agent.rs` | telling the guest's agent that it woke; hearing from it; asking it |
 //! | `console.rs`, `forward.rs` | the serial console; TCP ports |
 
 mod agent;
+mod bays;
 mod board;
 mod capture;
 mod console;
 mod devices;
 mod forward;
 mod greeting;
+mod media;
 pub mod memory_file;
 mod resize;
 mod states;
@@ -31,7 +34,7 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
 use serde::{Deserialize, Serialize};
@@ -43,20 +46,23 @@ use crate::devices::virtio::memory::RequestError;
 use crate::devices::virtio::vsock;
 use crate::devices::virtio::worker::Worker;
 use crate::devices::{self as device_room, generation, virtio};
-use crate::disk;
+use crate::disk::{self, Mark};
 use crate::kvm::{self, Switch, Team, Vm};
 use crate::mem::{self, GuestMemory, layout};
-use crate::spec::MachineSpec;
+use crate::spec::{Ephemeral, MachineSpec};
 use crate::{boot, snapshot};
 
 pub use crate::kvm::End;
+pub use bays::BayError;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
+pub use media::{Drive, Media, Standing};
 pub use resize::{Asked, Resized, Seen, Size};
 pub use states::{DeviceStates, Virtio};
-pub use wake::{Layer, Saved};
+pub use wake::{Layer, Saved, marks};
 pub use waker::{SETTLING, Wakeup};
 
+use bays::Bays;
 use board::Board;
 use capture::Tracking;
 use devices::{Devices, Wires};
@@ -222,6 +228,9 @@ pub enum Error {
     /// Whoever wanted the snapshot does not want it any more.
     #[error("the snapshot was cancelled")]
     Cancelled,
+    /// A bay.
+    #[error(transparent)]
+    Bay(#[from] BayError),
     /// Too many devices.
     #[error("a machine has room for {0} virtio devices")]
     NoSlot(u32),
@@ -241,6 +250,7 @@ pub struct Machine {
     _workers: Vec<Worker>,
     gate: Arc<Gate>,
     devices: Devices,
+    bays: Arc<Bays>,
     vsock: vsock::Handle,
     greeting: Arc<Greeting>,
     console: Console,
@@ -271,8 +281,8 @@ pub enum Origin {
 
 impl Machine {
     /// Builds everything, and puts the kernel into memory or the saved state where it belongs. The vCPUs do not
-    /// run yet.
-    pub fn new(spec: &MachineSpec, files: &Files, origin: Origin) -> Result<Arc<Machine>, Error> {
+    /// run yet. What is in `media` is in its bays.
+    pub fn new(spec: &MachineSpec, files: &Files, media: &Arc<Media>, origin: Origin) -> Result<Arc<Machine>, Error> {
         let log = &files.console_log;
         let console = Console::new(log).map_err(|source| Error::Console { path: log.clone(), source })?;
         let (mem, saved) = match origin {
@@ -285,7 +295,7 @@ impl Machine {
 
         let mut board = Board::new(&vm, shape.max_cpus);
         let states = saved.as_ref().map_or_else(|| DeviceStates::booted(&shape), |saved| saved.devices.clone());
-        let wires = Wires { mem: &mem, files, console: &console, switch: &switch, shape: &shape };
+        let wires = Wires { mem: &mem, files, console: &console, switch: &switch, shape: &shape, media };
         let devices = Devices::new(states, &mut board, &wires)?;
         let vcpus = match &saved {
             Some(saved) => vm.restore(&saved.vm, &saved.vcpus)?,
@@ -295,6 +305,7 @@ impl Machine {
         let woke = saved.is_some();
         let vsock = lock(&devices.vsock).device().handle();
         let greeting = Greeting::expect(&vsock, HOST_PORT);
+        let bays = Bays::new(devices.bays.clone(), media.clone(), vsock.clone());
         let forwarder = Forwarder::listen(&spec.forwards, vsock.clone())?;
         let gate = Arc::new(Gate::default());
         let workers = devices.workers(&gate).map_err(Error::Host)?;
@@ -302,6 +313,7 @@ impl Machine {
         let tracking = match saved {
             None => {
                 generation::write(&mem, &random()?).map_err(Error::Host)?;
+                bays.mount_at_hello(&greeting).map_err(Error::Host)?;
                 // One that wakes lets nobody in before it has the size that it is to have.
                 forwarder.open().map_err(Error::Host)?;
                 Tracking::default()
@@ -319,6 +331,7 @@ impl Machine {
             _workers: workers,
             gate,
             devices,
+            bays,
             vsock,
             greeting,
             console,
@@ -425,7 +438,31 @@ impl Machine {
 
     /// What the agent said when it was ready; waits for that up to `timeout`.
     pub fn hello(&self, timeout: Duration) -> Option<Hello> {
-        self.greeting.wait(timeout)
+        let begun = Instant::now();
+        let hello = self.greeting.wait(timeout)?;
+        self.bays.settled(timeout.saturating_sub(begun.elapsed())).then_some(hello)
+    }
+
+    /// The disks that live in this host's memory.
+    pub fn drives(&self) -> Vec<Drive> {
+        self.bays.drives()
+    }
+
+    /// Puts a blank disk that lives in this host's memory into a bay, and has the agent mount it if it is there.
+    pub fn attach(&self, wanted: &Ephemeral) -> Result<(), Error> {
+        Ok(self.bays.attach(wanted, self.hello(Duration::ZERO).is_some())?)
+    }
+
+    /// Takes such a disk out, which wipes it: the one in the bay of that name, or mounted there. The agent unmounts
+    /// it first; with `force`, it is taken out whatever the agent says.
+    pub fn detach(&self, what: &str, force: bool) -> Result<(), Error> {
+        Ok(self.bays.detach(what, self.hello(Duration::ZERO).is_some(), force)?)
+    }
+
+    /// Pauses the machine for ever and gives those of its media away that hold what the marks say; how many.
+    pub fn give(&self, marks: &[Mark]) -> Result<usize, Error> {
+        self.pause()?;
+        Ok(self.bays.give(marks)?)
     }
 }
 

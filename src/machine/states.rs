@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::media::BAYS;
 use super::{Devices, Shape, lock};
 use crate::devices::cpus::CpusState;
 use crate::devices::power::PowerState;
 use crate::devices::rtc::RtcState;
 use crate::devices::serial::SerialState;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::bay::BayState;
 use crate::devices::virtio::block::BlockState;
 use crate::devices::virtio::memory::MemoryState;
 use crate::devices::virtio::mmio::Mmio;
@@ -38,6 +40,8 @@ pub struct DeviceStates {
     pub vsock: Virtio<VsockState>,
     /// Slot and chip of the RAM that can be plugged in, when the machine can grow.
     pub memory: Option<Virtio<MemoryState>>,
+    /// The bays' slots and chips. None when the machine was made before there were bays.
+    pub bays: Vec<Virtio<BayState>>,
 }
 
 /// A virtio device: the registers and queues of its slot, and its chip.
@@ -71,12 +75,13 @@ impl DeviceStates {
             rng: Virtio::default(),
             vsock: Virtio::default(),
             memory,
+            bays: vec![Virtio::default(); BAYS],
         }
     }
 
     /// Adds a part for each device; the numbers are the versions of what each saves.
     pub fn put(&self, to: &mut MachineState) -> Result<(), StateError> {
-        let DeviceStates { serial, power, rtc, cpus, root, rng, vsock, memory } = self;
+        let DeviceStates { serial, power, rtc, cpus, root, rng, vsock, memory, bays } = self;
         to.put("serial", 1, serial)?;
         to.put("power", 1, power)?;
         to.put("rtc", 1, rtc)?;
@@ -84,7 +89,8 @@ impl DeviceStates {
         to.put("root-disk", 1, root)?;
         to.put("rng", 1, rng)?;
         to.put("vsock", 1, vsock)?;
-        memory.iter().try_for_each(|memory| to.put("memory", 1, memory))
+        memory.iter().try_for_each(|memory| to.put("memory", 1, memory))?;
+        bays.iter().try_for_each(|bay| to.put("bay", 1, bay))
     }
 
     /// Takes every device's part out.
@@ -98,6 +104,10 @@ impl DeviceStates {
             rng: from.take("rng", 1)?,
             vsock: from.take("vsock", 1)?,
             memory: from.take_optional("memory", 1)?,
+            bays: match from.take_all("bay", 1)? {
+                bays if bays.len() == BAYS || bays.is_empty() => bays,
+                bays => return Err(StateError::Count { kind: "bay", found: bays.len(), wanted: "2, or none at all" }),
+            },
         })
     }
 }
@@ -105,7 +115,7 @@ impl DeviceStates {
 impl Devices {
     /// The states of devices that stand still.
     pub(super) fn states(&self) -> DeviceStates {
-        let Devices { serial, power, rtc, cpus, root, rng, vsock, memory, changes: _ } = self;
+        let Devices { serial, power, rtc, cpus, root, rng, vsock, memory, bays, changes: _ } = self;
         DeviceStates {
             serial: lock(serial).state(),
             power: lock(power).state(),
@@ -115,6 +125,7 @@ impl Devices {
             rng: Virtio::of(&lock(rng)),
             vsock: Virtio::of(&lock(vsock)),
             memory: memory.as_ref().map(|memory| Virtio::of(&lock(memory))),
+            bays: bays.iter().map(|bay| Virtio::of(&lock(bay))).collect(),
         }
     }
 }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::GuestAddress;
 
-use super::states::DeviceStates;
+use super::states::{DeviceStates, Virtio};
 use super::{Error, Shape, memory_file};
+use crate::devices::virtio::bay::{BayState, MediumState};
+use crate::disk::Mark;
 use crate::kvm::{VcpuState, VmState};
 use crate::mem::GuestMemory;
 use crate::snapshot::memory::Index;
-use crate::snapshot::{Digest, MachineState};
+use crate::snapshot::{Digest, MachineState, StateError};
 use crate::sys::files::At;
 
 /// One snapshot's part of a memory: its index, whose digest was checked, and its data.
@@ -35,6 +37,11 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// What was in its bays.
+    pub fn media(&self) -> Vec<Option<MediumState>> {
+        self.devices.bays.iter().map(|bay| bay.chip.medium.clone()).collect()
+    }
+
     /// Reads the state (the bytes of the file `path`) and maps the memory of the snapshot `base`, whose `layers`
     /// begin with a full one, of a machine of this shape.
     pub fn new(base: Digest, path: &Path, state: &[u8], layers: &[Layer], shape: Shape) -> Result<Saved, Error> {
@@ -55,6 +62,13 @@ impl Saved {
         }
         Ok(Saved { vm, vcpus, devices, memory: map(layers, &shape.regions())?, base, shape })
     }
+}
+
+/// What the media in a machine's bays held, by its saved state (the bytes of the file `path`).
+pub fn marks(path: &Path, state: &[u8]) -> Result<Vec<Mark>, Error> {
+    let unsound = |error: StateError| Error::Unsound { path: path.into(), why: error.to_string() };
+    let bays = MachineState::parse(state).and_then(|mut state| state.take_all::<Virtio<BayState>>("bay", 1));
+    Ok(bays.map_err(unsound)?.into_iter().filter_map(|bay| Some(bay.chip.medium?.mark)).collect())
 }
 
 /// The versions of the states of the VM and of a vCPU.

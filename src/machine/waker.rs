@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use catnap_guest::protocol::{Hello, Identity, Reply, Request, Status, VERSION, Wake};
+use catnap_guest::protocol::{Hello, Identity, Reply, Request, Status, VERSION, Wake, WakeDisk};
 
 use super::resize::Asked;
 use super::{Machine, agent, lock};
@@ -71,20 +71,29 @@ fn keep_telling(machine: &Weak<Machine>, wakeup: &Wakeup) -> Option<Hello> {
     let begun = Instant::now();
     while begun.elapsed() < TRYING {
         // Not held while waiting: a machine that ends must be able to go.
-        let vsock = machine.upgrade()?.vsock.clone();
-        match tell(&vsock, wakeup) {
-            Ok(hello) => return Some(hello),
+        let (vsock, bays) = machine.upgrade().map(|it| (it.vsock.clone(), Arc::downgrade(&it.bays)))?;
+        let disks = bays.upgrade().map_or_else(Vec::new, |bays| bays.told());
+        match tell(&vsock, wakeup, disks) {
+            Ok(hello) => {
+                if let Some(bays) = bays.upgrade() {
+                    bays.replace_lost(true);
+                }
+                return Some(hello);
+            }
             Err(error) => tracing::debug!("the agent has not heard of the wake yet: {error}"),
         }
         std::thread::sleep(PAUSE);
     }
     tracing::warn!("the guest's agent was not told that it woke: it does not answer");
+    if let Some(machine) = machine.upgrade() {
+        machine.bays.replace_lost(false);
+    }
     None
 }
 
-fn tell(vsock: &Handle, wakeup: &Wakeup) -> io::Result<Hello> {
+fn tell(vsock: &Handle, wakeup: &Wakeup, disks: Vec<WakeDisk>) -> io::Result<Hello> {
     let status = agent::status(vsock, PATIENCE)?;
-    match agent::ask(vsock, &Request::Wake(wake(&status, wakeup)?), PATIENCE)? {
+    match agent::ask(vsock, &Request::Wake(wake(&status, wakeup, disks)?), PATIENCE)? {
         Reply::Ok => {}
         // It did what it could: it is awake, and its log has the rest.
         Reply::Error(why) => tracing::warn!("the guest's agent could not do all that a wake asks for: {why}"),
@@ -93,7 +102,7 @@ fn tell(vsock: &Handle, wakeup: &Wakeup) -> io::Result<Hello> {
     Ok(Hello { version: VERSION, boot_id: status.boot_id })
 }
 
-fn wake(status: &Status, wakeup: &Wakeup) -> io::Result<Wake> {
+fn wake(status: &Status, wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
     let identity = wakeup
         .new_identity
         .as_ref()
@@ -102,6 +111,7 @@ fn wake(status: &Status, wakeup: &Wakeup) -> io::Result<Wake> {
         generation: status.generation.saturating_add(1),
         entropy: random_hex(32)?,
         identity: identity.transpose()?,
+        ephemeral,
         // Last, so that it is as late as can be.
         realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),
     })

@@ -191,10 +191,13 @@ pub struct MemoryInfo {
 /// An ephemeral disk that the machine had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ephemeral {
-    /// What it is to the machine.
+    /// What it is to the machine: its bay.
     pub device: String,
     /// Its size in bytes.
     pub size: u64,
+    /// Where the guest had it mounted.
+    #[serde(default)]
+    pub at: String,
 }
 
 /// What a snapshot needs another one for.

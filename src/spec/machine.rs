@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Error, MEMORY_STEP, Name, Size};
+use super::{Ephemeral, Error, MEMORY_STEP, Name, Size};
 
 /// Everything that must be known to start a machine, as kept in its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct MachineSpec {
     /// TCP ports brought out of the guest.
     #[serde(default)]
     pub forwards: Vec<Forward>,
+    /// Disks in the host's memory that it starts with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ephemeral: Vec<Ephemeral>,
 }
 
 impl MachineSpec {
@@ -64,6 +67,7 @@ impl MachineSpec {
         if self.max_memory > Self::MAX_MEMORY || !more.is_some_and(|more| more.is_multiple_of(MEMORY_STEP.bytes())) {
             return Err(Error::MaxMemory { memory: self.memory, max: self.max_memory });
         }
+        Ephemeral::check_all(&self.ephemeral)?;
         let mut taken = HashSet::new();
         match self.forwards.iter().find(|forward| !taken.insert(forward.host)) {
             Some(twice) => Err(Error::ForwardTwice(twice.host)),
@@ -133,6 +137,7 @@ mod tests {
             append: String::new(),
             kernel: None,
             forwards: vec!["8080:80".parse().unwrap()],
+            ephemeral: Vec::new(),
         }
     }
 

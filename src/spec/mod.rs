@@ -2,11 +2,13 @@
 //! nothing but the data itself.
 
 mod envelope;
+mod ephemeral;
 mod machine;
 mod name;
 mod size;
 
 pub use envelope::{Flavor, MEMORY_BLOCK, MEMORY_STEP, default_max_cpus, default_max_memory};
+pub use ephemeral::Ephemeral;
 pub use machine::{Forward, MachineSpec};
 pub use name::Name;
 pub use size::Size;
@@ -48,6 +50,18 @@ pub enum Error {
     /// Not a flavor.
     #[error("`{0}` is not a flavor: choose kitten, cat or tiger")]
     Flavor(String),
+    /// The size of an ephemeral disk is out of range.
+    #[error("an ephemeral disk cannot have {0}: choose a multiple of {step}, from {step} up", step = Ephemeral::STEP)]
+    Ephemeral(Size),
+    /// Not a place where a disk can be mounted.
+    #[error("`{0}` is no place for an ephemeral disk: choose a folder such as /mnt, none that the guest lives on")]
+    MountPoint(String),
+    /// Two ephemeral disks want one place.
+    #[error("two ephemeral disks cannot both be mounted on {0}")]
+    MountedTwice(String),
+    /// More ephemeral disks than there are bays.
+    #[error("{0} ephemeral disks are too many: a machine has {most} bays for them", most = Ephemeral::MOST)]
+    TooManyEphemeral(usize),
     /// Two forwards use one port of the host.
     #[error("port {0} of the host is forwarded twice")]
     ForwardTwice(u16),

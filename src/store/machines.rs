@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::snapshots::{backing_of_path, backing_path};
+use super::transient::candidates;
 use super::{Error, Snapshot, Store};
 use crate::disk::{Format, create_overlay, own_layers};
 use crate::snapshot::Backing;
@@ -56,8 +57,8 @@ pub struct Machine {
     pub spec: MachineSpec,
     /// Its folder.
     pub dir: PathBuf,
-    logs: PathBuf,
-    runtime: PathBuf,
+    pub(super) logs: PathBuf,
+    pub(super) runtime: PathBuf,
 }
 
 /// The last run of a machine.
@@ -192,7 +193,8 @@ impl Store {
         let staging = self.stage()?;
         fs::rename(&dir, staging.dir().join("removed")).at("remove", &dir)?;
         files::sync_dir(&self.folder("machines"))?;
-        for folder in [self.logs_dir(name), self.runtime_dir(name)] {
+        let media = candidates(&self.runtime_dir(name));
+        for folder in media.into_iter().chain([self.logs_dir(name)]) {
             match fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => other.at("remove", &folder)?,
@@ -333,6 +335,7 @@ mod tests {
             append: String::new(),
             kernel: None,
             forwards: Vec::new(),
+            ephemeral: Vec::new(),
         }
     }
 

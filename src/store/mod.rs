@@ -21,6 +21,7 @@ mod snapshots;
 mod staging;
 #[cfg(test)]
 mod testing;
+mod transient;
 mod usage;
 mod verify;
 

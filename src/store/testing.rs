@@ -31,6 +31,7 @@ pub fn spec(name: &str) -> MachineSpec {
         append: String::new(),
         kernel: None,
         forwards: Vec::new(),
+        ephemeral: Vec::new(),
     }
 }
 

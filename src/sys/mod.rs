@@ -12,4 +12,5 @@ pub mod peer;
 pub mod process;
 pub mod space;
 pub mod thread;
+pub mod tmpfs;
 pub mod tty;

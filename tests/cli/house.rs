@@ -73,6 +73,7 @@ impl House {
             append: String::new(),
             kernel: Some(kernel_file),
             forwards: vec![Forward { host: free_port(), guest: 80 }],
+            ephemeral: Vec::new(),
         };
         store.create_machine(&spec, &image).unwrap()
     }

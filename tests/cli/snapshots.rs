@@ -41,6 +41,7 @@ fn machine(store: &Store, name: &str, from: &Snapshot) {
         append: String::new(),
         kernel: None,
         forwards: Vec::new(),
+        ephemeral: Vec::new(),
     };
     store.create_machine(&spec, from).unwrap();
 }

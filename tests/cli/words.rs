@@ -64,7 +64,7 @@ fn what_cannot_be_is_refused_with_the_next_step_and_nothing_is_left_behind() {
 #[test]
 fn empty_lists_are_lists() {
     let house = House::new();
-    house.catnap("ps").gives("NAME  STATE  IMAGE  CPUS  MEMORY  PORTS  UPTIME\n");
+    house.catnap("ps").gives("NAME  STATE  IMAGE  CPUS  MEMORY  PORTS  EPHEMERAL  UPTIME\n");
     house.catnap("ps -q").gives("");
     house.catnap("ps --json").gives("[]\n");
     house.catnap("image ls").gives("NAME  DIGEST  SIZE  AGE\n");

@@ -85,6 +85,12 @@ impl Agent {
             Request::Freeze { seconds } => machine.freeze(*seconds),
             Request::Thaw => machine.thaw(),
             Request::Wake(wake) => machine.wake(wake),
+            Request::Mount { bay, at, size } => machine.mount(bay, at, *size),
+            Request::Unmount { bay, force } => match machine.unmount(bay, *force) {
+                Ok(false) => return Reply::Held,
+                done => done.map(drop),
+            },
+            Request::SyncBays => machine.sync_bays(),
             Request::Shutdown { .. } => Ok(()),
             Request::Exec(_) | Request::Forward { .. } => Err("not a request with a reply".into()),
         };

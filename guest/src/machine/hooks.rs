@@ -34,8 +34,13 @@ pub(super) fn run(folder: &Path, argument: &str, time: Duration) -> Result<(), S
 
 fn run_one(path: &Path, argument: &str, end: Instant) -> Result<(), String> {
     let mut command = Command::new(path);
-    command.arg(argument).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut process = Process::start(&mut command, false).map_err(|error| error.to_string())?;
+    finish(command.arg(argument), end)
+}
+
+/// Runs a program to its end, which must be a good one and come before `end`.
+pub(super) fn finish(command: &mut Command, end: Instant) -> Result<(), String> {
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut process = Process::start(command, false).map_err(|error| error.to_string())?;
     match ends_before(&process, end) {
         Ok(true) => match process.wait() {
             Ok(0) => Ok(()),

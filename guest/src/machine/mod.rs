@@ -1,5 +1,7 @@
-//! What the agent may do to the whole machine: freeze and thaw it, and tell it that it was woken.
+//! What the agent may do to the whole machine: freeze and thaw it, mount and unmount disks that come and go, and tell
+//! it that it was woken.
 
+mod bays;
 mod freeze;
 mod hooks;
 mod mounts;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::protocol::Wake;
 use crate::site::book::GuestBook;
 
+pub use bays::LOST;
 pub use mounts::{Mount, mounts};
 
 /// The machine that PID 1 looks after.
@@ -49,6 +52,21 @@ impl Machine {
         self.freezer.thaw()
     }
 
+    /// Mounts the disk in a bay, after making a filesystem on it if it is blank.
+    pub fn mount(&self, bay: &str, at: &str, size: u64) -> Result<(), String> {
+        bays::mount(bay, at, size)
+    }
+
+    /// Unmounts the disk in a bay; says whether nobody holds it any more.
+    pub fn unmount(&self, bay: &str, force: bool) -> Result<bool, String> {
+        bays::unmount(bay, force)
+    }
+
+    /// Writes to the disks in all bays what is still held back.
+    pub fn sync_bays(&self) -> Result<(), String> {
+        bays::sync()
+    }
+
     /// The machine was restored. All steps are tried; what failed is said.
     pub fn wake(&self, wake: &Wake) -> Result<(), String> {
         wake::check(wake)?;
@@ -64,6 +82,7 @@ impl Machine {
         self.generation.fetch_max(wake.generation, Ordering::Relaxed);
         // A snapshot that was taken in a freeze would stay frozen until the watchdog comes.
         note("thaw", self.thaw());
+        note("transient disks", bays::let_go(&wake.ephemeral));
         if let Some(identity) = &wake.identity {
             note("identity", wake::set_identity(identity));
         }

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
+use super::bays::is_bay;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -34,12 +36,13 @@ pub fn mounts() -> Vec<Mount> {
     fs::read("/proc/self/mountinfo").map(|text| parse(&text)).unwrap_or_default()
 }
 
-/// The filesystems on disks that can be written to, each once, the last mounted first.
+/// The filesystems on disks that can be written to, each once, the last mounted first. Those that live in the host's
+/// memory are in no snapshot, so there is no need to hold them still for one.
 pub(super) fn writable_disks() -> Vec<Mount> {
     let mut seen = BTreeSet::new();
     let mut found: Vec<Mount> = mounts()
         .into_iter()
-        .filter(|mount| mount.writable && mount.on_disk() && seen.insert(mount.device.clone()))
+        .filter(|mount| mount.writable && mount.on_disk() && !is_bay(mount) && seen.insert(mount.device.clone()))
         .collect();
     found.reverse();
     found

@@ -97,7 +97,13 @@ mod tests {
     #[test]
     fn a_wake_that_makes_no_sense_is_refused() {
         let identity = Identity { machine_id: "0123456789abcdef".repeat(2), hostname: "anna-2".into() };
-        let good = Wake { generation: 1, realtime_ns: 1, entropy: "5a".repeat(32), identity: Some(identity.clone()) };
+        let good = Wake {
+            generation: 1,
+            realtime_ns: 1,
+            entropy: "5a".repeat(32),
+            identity: Some(identity.clone()),
+            ephemeral: Vec::new(),
+        };
         assert_eq!(check(&good), Ok(()));
         let with = |identity| Wake { identity: Some(identity), ..good.clone() };
         for bad in [

@@ -15,14 +15,23 @@ pub(super) enum Notes {
     NoDisk,
     /// A disk is mounted, without notes.
     None,
+    /// A disk was there, and what was on it did not survive.
+    Lost,
     /// The notes.
     Some(String),
     /// The disk does not answer as it should.
     Unreadable(String),
 }
 
-/// Reads the notes at `path`, when a disk is mounted on its folder.
-pub(super) fn read(path: &Path) -> Notes {
+/// Reads the notes at `path`, when a disk is mounted on its folder. A file at `lost` says that there were others.
+pub(super) fn read(path: &Path, lost: &Path) -> Notes {
+    match look(path) {
+        Notes::None | Notes::NoDisk if lost.exists() => Notes::Lost,
+        notes => notes,
+    }
+}
+
+fn look(path: &Path) -> Notes {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
     let above = folder.parent().unwrap_or(Path::new("/"));
@@ -55,11 +64,16 @@ mod tests {
 
     #[test]
     fn only_a_mounted_disk_has_notes() {
+        let none = Path::new("/no/such/file");
+        let read = |path: &Path| read(path, none);
         // /proc is mounted everywhere, and its version is one line of text.
         assert!(matches!(read(Path::new("/proc/version")), Notes::Some(text) if text.starts_with("Linux version")));
         assert_eq!(read(Path::new("/proc/no-notes")), Notes::None);
         assert!(matches!(read(Path::new("/proc/self")), Notes::Unreadable(_)));
         assert_eq!(read(Path::new("/etc/hostname")), Notes::NoDisk);
         assert_eq!(read(Path::new("/no/such/folder/notes.txt")), Notes::NoDisk);
+        let lost = |path| super::read(Path::new(path), Path::new("/etc/hostname"));
+        assert_eq!([lost("/proc/no-notes"), lost("/no/such/folder/notes.txt")], [Notes::Lost, Notes::Lost]);
+        assert!(matches!(lost("/proc/version"), Notes::Some(_)), "new notes count for more than old ones");
     }
 }

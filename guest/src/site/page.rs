@@ -1,6 +1,7 @@
 //! The page: a template from `images/site`, filled with what is true just now.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::book::{Entry, MAX_MESSAGE, MAX_NAME};
@@ -34,7 +35,7 @@ pub(super) fn render(site: &Site, visits: u64) -> String {
         ("max_message", MAX_MESSAGE.to_string()),
         ("count", site.book.entries().to_string()),
         ("entries", entries),
-        ("notes", show(&notes::read(&site.notes))),
+        ("notes", show(&notes::read(&site.notes, Path::new(crate::machine::LOST)))),
     ];
     fill(PAGE, &values)
 }
@@ -98,6 +99,11 @@ fn show(notes: &Notes) -> String {
         }
         Notes::None => {
             "<p class=\"empty\">The disk is here, and blank: there is no <code>/mnt/notes.txt</code>.</p>".into()
+        }
+        Notes::Lost => {
+            "<p class=\"lost\"><b>Anna’s notes are lost.</b> They were on transient storage, which no snapshot \
+                        keeps: when this machine woke, they were gone, and a blank disk took their place.</p>"
+                .into()
         }
         Notes::Some(text) => format!("<pre>{}</pre>", escape(text)),
         Notes::Unreadable(why) => format!("<p class=\"empty\">The disk cannot be read: {}.</p>", escape(why)),

@@ -4,6 +4,7 @@
 //! them, a [`VirtioDevice`]. A worker thread (one per device) sleeps on the queues' doorbells and on the
 //! device's own file descriptor.
 
+pub mod bay;
 pub mod block;
 pub mod gate;
 pub mod memory;
@@ -72,6 +73,9 @@ pub enum Error {
         /// Sectors that there must be.
         wanted: u64,
     },
+    /// What a bay is said to have held.
+    #[error("the saved state of `{0}` names a medium that cannot have been")]
+    Medium(String),
     /// The memory device's registers.
     #[error("the saved state of the memory device is not a possible one: {0}")]
     Memory(&'static str),

@@ -76,6 +76,13 @@ impl Block {
         })
     }
 
+    /// Puts another disk into the drive, of any size. The driver has to be told
+    /// ([`Mmio::config_changed`](super::mmio::Mmio::config_changed)).
+    pub fn change_disk(&mut self, disk: Box<dyn Disk>) {
+        self.state.sectors = Some(disk.len() / SECTOR);
+        self.disk = disk;
+    }
+
     /// The disk, to look at or to replace. With the device's lock held, nothing is on its way to it.
     pub fn disk_mut(&mut self) -> &mut Box<dyn Disk> {
         &mut self.disk
