@@ -6,25 +6,48 @@
 //! emulated host mean nothing by themselves; ratios of one run do.
 
 mod boot;
+mod clones;
+mod look;
 mod monitor;
+mod parts;
 mod process;
 mod report;
+mod restore;
+mod snapshot;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use catnap::spec::Size;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-use monitor::{Catnap, Monitor, Peer};
+use monitor::Peer;
 
 /// This program is for developers, and says what went wrong in words; nobody takes its errors apart.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// From process start to the first page of the guest's site
+    Boot,
+    /// How long a snapshot makes a guest stand still
+    Snapshot,
+    /// How long a guest takes to wake
+    Restore,
+    /// What memory clones of one snapshot cost
+    Clones,
+    /// All of these
+    All,
+}
+
 /// Measures monitors side by side
 #[derive(Parser)]
 struct Args {
+    /// What to measure
+    #[arg(value_enum, default_value = "boot")]
+    part: Part,
     /// The catnap to measure
     #[arg(long, value_name = "FILE")]
     catnap: PathBuf,
@@ -34,12 +57,15 @@ struct Args {
     /// A kernel in place of the image's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "128M")]
-    memory: Size,
+    /// The guest's memory; several, with commas [default: boot 128M, clones 256M, others 256M,1G,4G]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',')]
+    memory: Vec<Size>,
     /// How often everything is measured
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    /// How many clones; several, with commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 10], value_parser = clap::value_parser!(u32).range(1..=200))]
+    clones: Vec<u32>,
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     append: String,
@@ -62,25 +88,15 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let work = tempfile::tempdir()?;
-    let catnap = Catnap::new(&args.catnap, args.kernel.as_deref(), args.memory, &args.append)?;
-    eprintln!("bench: warming up");
-    let guest = catnap.warm_up(work.path())?;
-    let mut monitors: Vec<Box<dyn Monitor>> = vec![Box::new(catnap)];
-    for peer in &args.peers {
-        monitors.push(peer.monitor(guest.clone()));
-    }
-    let mut columns: Vec<_> = monitors.iter().map(|monitor| report::Column::new(monitor.name())).collect();
-    for run in 1..=args.runs {
-        for (monitor, column) in monitors.iter().zip(&mut columns) {
-            eprintln!("bench: run {run} of {}: {}", args.runs, monitor.name());
-            let folder = tempfile::tempdir_in(work.path())?;
-            let sample = boot::measure(monitor.as_ref(), folder.path());
-            column.samples.push(sample.map_err(|error| format!("{}: {error}", monitor.name()))?);
+    let bench = parts::Bench::begin(args)?;
+    let mut sections = Vec::new();
+    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones] {
+        if [part, Part::All].contains(&args.part) {
+            bench.measure(part, &mut sections)?;
         }
     }
     match args.json {
-        true => report::json(&guest, &columns),
-        false => report::table(&guest, &columns),
+        true => report::json(bench.command_line(), &sections),
+        false => report::tables(bench.command_line(), &sections),
     }
 }

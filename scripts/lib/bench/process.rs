@@ -40,6 +40,13 @@ pub fn own_memory(pid: u32, guest: u64) -> Result<u64> {
     Ok(sum)
 }
 
+/// The memory of a process in bytes, of pages that others have too its part (PSS).
+pub fn proportional_memory(pid: u32) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let pss = smaps.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("smaps_rollup lacks Pss")?;
+    kib(pss)
+}
+
 /// A value such as `   132 kB`, in bytes.
 fn kib(value: &str) -> Result<u64> {
     Ok(value.trim().trim_end_matches(" kB").parse::<u64>()? << 10)

@@ -5,14 +5,37 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::Result;
-use crate::boot::Sample;
-use crate::monitor::Guest;
+
+/// One thing that is measured.
+pub struct Row {
+    key: &'static str,
+    title: &'static str,
+    goal: Goal,
+}
+
+/// What Catnap's figure should be.
+#[derive(Clone, Copy)]
+pub enum Goal {
+    /// Nothing in particular.
+    None,
+    /// Not more than this.
+    AtMost(f64),
+    /// Not more than this part of a peer's figure.
+    Ratio(f64),
+}
+
+impl Row {
+    /// A thing by its name for programs and for people.
+    pub const fn new(key: &'static str, title: &'static str, goal: Goal) -> Row {
+        Row { key, title, goal }
+    }
+}
 
 /// What was measured of one monitor.
 pub struct Column {
     name: String,
-    /// One for each run.
-    pub samples: Vec<Sample>,
+    /// One for each run, each with a figure for each row; `None` for what the monitor cannot do.
+    pub samples: Vec<Vec<Option<f64>>>,
 }
 
 impl Column {
@@ -22,24 +45,24 @@ impl Column {
     }
 }
 
-/// One thing that is measured.
-struct Row {
-    key: &'static str,
-    title: &'static str,
-    /// The largest figure that Catnap's own goal allows; for times, on a host with real KVM.
-    goal: Option<f64>,
-    of: fn(&Sample) -> f64,
+/// One table.
+pub struct Section {
+    /// The part of the benchmark.
+    pub part: &'static str,
+    /// What it is about, for people.
+    pub title: String,
+    /// The guest's memory, in bytes.
+    pub memory: u64,
+    /// How many guests at a time.
+    pub guests: u32,
+    /// What was measured.
+    pub rows: &'static [Row],
+    /// Of whom; Catnap first.
+    pub columns: Vec<Column>,
 }
 
-const ROWS: [Row; 5] = [
-    Row { key: "first_line_ms", title: "guest's first line, ms", goal: None, of: |s| ms(s.first_line) },
-    Row { key: "page_ms", title: "first page (HTTP 200), ms", goal: None, of: |s| ms(s.page) },
-    Row { key: "control_ms", title: "control socket answers, ms", goal: None, of: |s| ms(s.control) },
-    Row { key: "control_cpu_ms", title: "CPU time until then, ms", goal: Some(8.0), of: |s| ms(s.cpu) },
-    Row { key: "memory_mib", title: "monitor's own memory, MiB", goal: Some(5.0), of: |s| s.memory as f64 / 1048576.0 },
-];
-
-fn ms(time: Duration) -> f64 {
+/// A time in milliseconds.
+pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -51,63 +74,89 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(mut figures: Vec<f64>) -> Spread {
+    fn of(mut figures: Vec<f64>) -> Option<Spread> {
         figures.sort_by(f64::total_cmp);
         let middle = figures.len() / 2;
+        let (least, most) = (*figures.first()?, *figures.last()?);
         let median = match figures.len() % 2 {
             0 => (figures[middle - 1] + figures[middle]) / 2.0,
             _ => figures[middle],
         };
-        Spread { median, least: figures[0], most: figures[figures.len() - 1] }
+        Some(Spread { median, least, most })
     }
 }
 
-fn spread(row: &Row, column: &Column) -> Spread {
-    Spread::of(column.samples.iter().map(row.of).collect())
+impl Column {
+    fn figures(&self, row: usize) -> Vec<f64> {
+        self.samples.iter().filter_map(|sample| sample.get(row).copied().flatten()).collect()
+    }
 }
 
-/// A table: a line for each thing that was measured, a column for each monitor; behind those of the peers,
-/// what part of the peer's figure Catnap's is.
-pub fn table(guest: &Guest, columns: &[Column]) -> Result<()> {
-    println!("1 vCPU, {} of memory, medians of {} runs (least – most)", guest.memory, columns[0].samples.len());
-    println!("kernel command line: {}\n", guest.command_line);
-    print!("{:28}", "");
-    columns.iter().enumerate().for_each(|(i, column)| {
-        print!("{:>27}{}", column.name, if i == 0 { "" } else { "  ratio" });
-    });
-    println!("   goal");
-    for row in &ROWS {
-        print!("{:28}", row.title);
-        let ours = spread(row, &columns[0]).median;
-        for (i, column) in columns.iter().enumerate() {
-            let Spread { median, least, most } = spread(row, column);
-            print!("{median:>9.1} {:>17}", format!("({least:.1} – {most:.1})"));
-            if i > 0 {
-                print!("{:>7.2}", ours / median);
-            }
-        }
-        println!("{}", row.goal.map_or(String::new(), |goal| format!("{:>7}", format!("≤ {goal}"))));
-    }
+/// Tables: a line for each thing that was measured, a column for each monitor; behind those of the peers, what
+/// part of the peer's figure Catnap's is.
+pub fn tables(command_line: &str, sections: &[Section]) -> Result<()> {
+    println!("kernel command line: {command_line}");
+    println!("1 vCPU each; medians (least – most)");
+    sections.iter().for_each(table);
     Ok(())
 }
 
+fn table(section: &Section) {
+    println!("\n{}", section.title);
+    print!("{:32}", "");
+    section.columns.iter().enumerate().for_each(|(i, column)| {
+        print!("{:>29}{}", column.name, if i == 0 { "" } else { "   ratio" });
+    });
+    println!("   goal");
+    for (n, row) in section.rows.iter().enumerate() {
+        print!("{:32}", row.title);
+        let ours = Spread::of(section.columns[0].figures(n)).map(|spread| spread.median);
+        for (i, column) in section.columns.iter().enumerate() {
+            let theirs = Spread::of(column.figures(n));
+            match &theirs {
+                Some(Spread { median, least, most }) => {
+                    print!("{median:>10.1} {:>18}", format!("({least:.1} – {most:.1})"))
+                }
+                None => print!("{:>29}", "–"),
+            }
+            if i > 0 {
+                let ratio = ours.zip(theirs).map(|(ours, theirs)| format!("{:.3}", ours / theirs.median));
+                print!("{:>8}", ratio.unwrap_or_default());
+            }
+        }
+        println!(
+            "{}",
+            match row.goal {
+                Goal::None => String::new(),
+                Goal::AtMost(most) => format!("   ≤ {most}"),
+                Goal::Ratio(most) => format!("   ratio ≤ {most}"),
+            }
+        );
+    }
+}
+
 /// Everything, down to the single figure.
-pub fn json(guest: &Guest, columns: &[Column]) -> Result<()> {
-    let of_column = |column: &Column| -> Value {
-        let rows = ROWS.iter().map(|row| {
-            let Spread { median, least, most } = spread(row, column);
-            let all: Vec<_> = column.samples.iter().map(row.of).collect();
-            (row.key.to_owned(), json!({ "median": median, "min": least, "max": most, "all": all }))
+pub fn json(command_line: &str, sections: &[Section]) -> Result<()> {
+    let of_column = |section: &Section, column: &Column| -> Value {
+        let rows = section.rows.iter().enumerate().filter_map(|(n, row)| {
+            let all = column.figures(n);
+            let Spread { median, least, most } = Spread::of(all.clone())?;
+            Some((row.key.to_owned(), json!({ "median": median, "min": least, "max": most, "all": all })))
         });
         rows.collect::<Map<_, _>>().into()
     };
-    let monitors: Map<_, _> = columns.iter().map(|column| (column.name.clone(), of_column(column))).collect();
-    let report = json!({
-        "cpus": 1,
-        "memory_bytes": guest.memory.bytes(),
-        "command_line": guest.command_line,
-        "monitors": monitors,
-    });
+    let of_section = |section: &Section| {
+        let monitors = section.columns.iter().map(|column| (column.name.clone(), of_column(section, column)));
+        json!({
+            "part": section.part,
+            "cpus": 1,
+            "memory_bytes": section.memory,
+            "guests": section.guests,
+            "monitors": monitors.collect::<Map<_, _>>(),
+        })
+    };
+    let sections: Vec<_> = sections.iter().map(of_section).collect();
+    let report = json!({ "command_line": command_line, "parts": sections });
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
 }

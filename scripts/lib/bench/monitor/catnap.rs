@@ -4,15 +4,17 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ::catnap::control::protocol::Status;
+use ::catnap::control::protocol::{Status, Taken};
 use ::catnap::snapshot::Role;
 use ::catnap::spec::{Name, Size};
 use ::catnap::store::Store;
 use ::catnap::sys::home::Home;
 
-use super::{Guest, Monitor, Running, Site};
+use serde_json::Value;
+
+use super::{Guest, Monitor, Nap, Ready, Running, Site};
 use crate::Result;
 
 /// The image that is booted.
@@ -20,28 +22,51 @@ const IMAGE: &str = "kitten";
 /// The machine's name. Nobody else's can have it: `scripts/bench` has a home of its own.
 const NAME: &str = "bench";
 
-/// A catnap that works with the home of the environment.
+/// A catnap that works with a home.
+#[derive(Clone)]
 pub struct Catnap {
     program: PathBuf,
     kernel: Option<PathBuf>,
     memory: Size,
     append: String,
+    /// When it is not that of the environment.
+    home: Option<PathBuf>,
     store: Store,
     /// The machine's name as the store wants it.
     name: Name,
 }
 
 impl Catnap {
-    /// `kernel` in place of the image's own; `append` to the kernel's command line.
-    pub fn new(program: &Path, kernel: Option<&Path>, memory: Size, append: &str) -> Result<Catnap> {
+    /// With the home of the environment; `kernel` in place of the image's own; `append` to the kernel's command line.
+    pub fn new(program: &Path, kernel: Option<&Path>, append: &str) -> Result<Catnap> {
         Ok(Catnap {
             program: std::path::absolute(program)?,
             kernel: kernel.map(std::path::absolute).transpose()?,
-            memory,
+            memory: Size::mib(128),
             append: append.into(),
+            home: None,
             store: Store::open(&Home::from_env()?)?,
             name: NAME.parse()?,
         })
+    }
+
+    /// The same for guests with other RAM.
+    pub fn with_memory(&self, memory: Size) -> Catnap {
+        Catnap { memory, ..self.clone() }
+    }
+
+    /// The same with a home of its own in `folder`, which has a copy of what this one has.
+    pub fn moved_to(&self, folder: &Path) -> Result<Catnap> {
+        let copied = Command::new("cp").arg("-a").arg(&self.store.home().data).arg(folder.join("data")).status()?;
+        if !copied.success() {
+            return Err("the home could not be copied".into());
+        }
+        Ok(Catnap { home: Some(folder.into()), store: Store::open(&Home::at(folder)?)?, ..self.clone() })
+    }
+
+    /// A folder on the filesystem where it keeps everything, for what can be made again.
+    pub fn beside(&self) -> &Path {
+        &self.store.home().cache
     }
 
     /// Boots once without a clock, which brings everything into the page cache, and finds out what exactly is
@@ -49,6 +74,8 @@ impl Catnap {
     pub fn warm_up(&self, folder: &Path) -> Result<Guest> {
         // What an earlier run may have left behind when it was killed.
         let _ = self.verb("rm").args(["--force", NAME]).output();
+        let snapshots = ["idle", "ticking"].map(|tag| format!("{NAME}@{tag}"));
+        let _ = self.verb("snapshot").arg("rm").args(snapshots).output();
         let mut running = self.start(folder)?;
         let guest = self.learn(&mut running, folder);
         running.end()?;
@@ -86,6 +113,9 @@ impl Catnap {
     fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(verb).stdin(Stdio::null());
+        if let Some(home) = &self.home {
+            command.env("CATNAP_HOME", home);
+        }
         command
     }
 
@@ -111,25 +141,77 @@ impl Monitor for Catnap {
     }
 
     fn start(&self, folder: &Path) -> Result<Running> {
+        let port = free_port()?;
+        self.spawn(self.run(port), NAME, port, folder)
+    }
+
+    fn pid(&self, _running: &Running, answer: &str) -> Result<u32> {
+        let body = answer.split_once("\r\n\r\n").ok_or("the control socket's answer has no body")?.1;
+        Ok(serde_json::from_str::<Status>(body)?.pid)
+    }
+
+    fn exec(&self, _running: &Running, argv: &[&str]) -> Result<()> {
+        said(self.verb("exec").args([NAME, "--"]).args(argv)).map(drop)
+    }
+
+    fn snapshot(&self, _running: &Running, _folder: &Path, name: &str) -> Result<Option<Nap>> {
+        let place = format!("{NAME}@{name}");
+        let begun = Instant::now();
+        let taken = said(self.verb("snapshot").args(["create", &place, "--json"]))?;
+        let total = begun.elapsed();
+        let taken: Taken = serde_json::from_str(&taken)?;
+        let pause = Duration::from_micros(taken.pause_us);
+        Ok(Some(Nap { pause, total, written: taken.bytes_written, place }))
+    }
+
+    fn wake(&self, nap: &Nap, folder: &Path, clone: Option<u32>, ready: Ready) -> Result<Running> {
+        let port = free_port()?;
+        let name = clone.map_or(NAME.into(), |number| format!("{NAME}-{number}"));
+        let mut command = match clone {
+            None => self.verb("restore"),
+            Some(_) => self.verb("clone"),
+        };
+        command.arg(&nap.place).args(clone.map(|_| &name));
+        command.args(["--publish", &format!("{port}:80"), "--json", "--timeout", "120"]);
+        ready()?;
+        self.spawn(command, &name, port, folder)
+    }
+
+    fn awake(&self, running: &mut Running) -> Result<(Option<Duration>, Option<Duration>)> {
+        if !running.child.wait()?.success() {
+            return Err("it could not be woken".into());
+        }
+        let answer: Value = serde_json::from_slice(&fs::read(running.output.with_extension("json"))?)?;
+        // `clone` gives a list.
+        let woken = answer.get(0).unwrap_or(&answer);
+        let time = |key: &str| woken[key].as_u64().map(Duration::from_micros);
+        Ok((time("resume_us"), time("ready_us")))
+    }
+
+    fn forget(&self, nap: &Nap) -> Result<()> {
+        said(self.verb("snapshot").args(["rm", &nap.place])).map(drop)
+    }
+}
+
+impl Catnap {
+    /// Starts a command that brings up a machine.
+    fn spawn(&self, mut command: Command, name: &str, port: u16, folder: &Path) -> Result<Running> {
         let output = folder.join("output");
         let mut remove = self.verb("rm");
-        remove.args(["--force", NAME]).stdout(Stdio::null()).stderr(Stdio::null());
+        remove.args(["--force", name]).stdout(Stdio::null()).stderr(Stdio::null());
         let home = self.store.home();
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let mut command = self.run(port);
-        let file = File::create(&output)?;
-        command.stdout(file.try_clone()?).stderr(file);
-
+        command.stdout(File::create(output.with_extension("json"))?).stderr(File::create(&output)?);
         let started = Instant::now();
         let child = command.spawn().map_err(|error| format!("{}: {error}", self.program.display()))?;
         Ok(Running {
             started,
             child,
             output,
-            console: home.state.join("logs").join(NAME).join("console.log"),
-            control: home.runtime.join(NAME).join("control.sock"),
+            console: home.state.join("logs").join(name).join("console.log"),
+            control: home.runtime.join(name).join("control.sock"),
             question: "/v1/machine",
             site: Site::Tcp(port),
+            waking: None,
             finish: Some(Box::new(move |run| {
                 run.wait()?;
                 remove.status()?;
@@ -137,11 +219,10 @@ impl Monitor for Catnap {
             })),
         })
     }
+}
 
-    fn pid(&self, _running: &Running, answer: &str) -> Result<u32> {
-        let body = answer.split_once("\r\n\r\n").ok_or("the control socket's answer has no body")?.1;
-        Ok(serde_json::from_str::<Status>(body)?.pid)
-    }
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// What a command says on its standard output.
