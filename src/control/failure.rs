@@ -89,6 +89,9 @@ impl From<machine::Error> for Failure {
             machine::Error::Disk(_) => is(Code::Failed).hint("qemu-img check tells more about the disk"),
             machine::Error::Forward(_) => is(Code::Refused).hint("another port of the host with -p"),
             machine::Error::Ended => is(Code::Refused).hint("catnap start boots it again"),
+            machine::Error::Unsound { .. } | machine::Error::MemoryFile(machine::memory_file::Error::Length { .. }) => {
+                is(Code::Verify).hint("catnap snapshot verify; --cold boots from the disks alone")
+            }
             _ => is(Code::Failed),
         }
     }

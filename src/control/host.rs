@@ -23,7 +23,7 @@ use catnap_guest::protocol::Hello;
 use super::failure::{Code, Failure};
 use super::protocol::{Ended, State, Status, Stop, Wait};
 use super::snapshots::{Keeper, Watch};
-use crate::machine::{self, Captured, End, Machine};
+use crate::machine::{self, Armed, Captured, End, Machine};
 use crate::snapshot::Digest;
 use crate::spec::MachineSpec;
 use crate::sys::process;
@@ -62,6 +62,8 @@ pub trait Guest: Send + Sync + 'static {
     ) -> Result<Captured<'_>, Failure>;
     /// Makes one layer of all that its disk has got by snapshots.
     fn flatten_disk(&self) -> Result<(), Failure>;
+    /// Waits for its next ring at the doorbell; `None` when somebody does already.
+    fn arm_doorbell(&self) -> Option<Armed>;
 }
 
 impl Guest for Machine {
@@ -109,6 +111,9 @@ impl Guest for Machine {
     }
     fn flatten_disk(&self) -> Result<(), Failure> {
         Ok(Machine::flatten_disk(self)?)
+    }
+    fn arm_doorbell(&self) -> Option<Armed> {
+        self.doorbell().arm()
     }
 }
 

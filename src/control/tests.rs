@@ -18,7 +18,7 @@ use super::host::{Guest, Host};
 use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
-use crate::machine::{self, Captured, End};
+use crate::machine::{self, Armed, Captured, End};
 use crate::snapshot::Digest;
 use crate::spec::{MachineSpec, Size};
 
@@ -54,6 +54,9 @@ impl Guest for Paper {
     }
     fn flatten_disk(&self) -> Result<(), Failure> {
         Ok(())
+    }
+    fn arm_doorbell(&self) -> Option<Armed> {
+        None
     }
     fn start(&self) -> Result<(), Failure> {
         self.resume()

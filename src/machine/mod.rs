@@ -10,12 +10,14 @@
 //! | `resize.rs` | giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
 //! | `waker.rs`, `greeting.rs` | telling the guest's agent that it woke; hearing from it that it is up |
+//! | `doorbell.rs` | hearing that a program in the guest has come to a certain place |
 //! | `console.rs`, `forward.rs` | the serial console; TCP ports |
 
 mod board;
 mod capture;
 mod console;
 mod devices;
+mod doorbell;
 mod forward;
 mod greeting;
 pub mod memory_file;
@@ -32,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
+use catnap_guest::protocol::{AGENT_PORT, DOORBELL_PORT, HOST_PORT, Hello};
 use vm_memory::GuestAddress;
 
 use crate::devices::cpus::CpuError;
@@ -50,6 +52,7 @@ use crate::{boot, snapshot};
 pub use crate::kvm::End;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
+pub use doorbell::{Armed, Doorbell, Visitor};
 pub use resize::Size;
 pub use states::{DeviceStates, Virtio};
 pub use wake::{Layer, Saved};
@@ -230,6 +233,7 @@ pub struct Machine {
     devices: Devices,
     vsock: vsock::Handle,
     greeting: Arc<Greeting>,
+    doorbell: Arc<Doorbell>,
     console: Console,
     /// Owns the interrupt lines' and doorbells' way through KVM, which closes with it, and the slots' memory.
     vm: Vm,
@@ -275,6 +279,7 @@ impl Machine {
 
         let vsock = lock(&devices.vsock).device().handle();
         let greeting = Greeting::expect(&vsock, HOST_PORT);
+        let doorbell = Doorbell::listen(&vsock, DOORBELL_PORT);
         let forwarder = Forwarder::start(&spec.forwards, vsock.clone())?;
         let gate = Arc::new(Gate::default());
         let workers = devices.workers(&gate).map_err(Error::Host)?;
@@ -299,6 +304,7 @@ impl Machine {
             devices,
             vsock,
             greeting,
+            doorbell,
             console,
             vm,
             mem,
@@ -372,6 +378,11 @@ impl Machine {
     /// Opens a connection to the guest's agent. Whether anybody answers shows when it is used.
     pub fn agent(&self) -> io::Result<UnixStream> {
         self.vsock.open(AGENT_PORT)
+    }
+
+    /// Where programs in the guest ring.
+    pub fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     /// Tells the agent, from a thread of its own, that the machine woke.
