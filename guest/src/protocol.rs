@@ -12,6 +12,10 @@
 //! The guest connects once to [`HOST_PORT`] of the host when it is ready, says [`Hello`] as one line of
 //! JSON, and closes.
 //!
+//! A program in the guest may connect to [`DOORBELL_PORT`] and say a [`Ring`]. The host answers with a [`Rung`] when
+//! the guest may go on: at once, or, when somebody has asked for a snapshot at this very place, once that is taken.
+//! A connection that ends without an answer is one too: in a guest that woke from that snapshot nobody remembers it.
+//!
 //! Both sides treat the other as hostile: lines are at most [`MAX_LINE`] bytes, frames at most [`MAX_FRAME`].
 
 use std::io::{self, Read, Write};
@@ -22,6 +26,8 @@ use serde::{Deserialize, Serialize};
 pub const AGENT_PORT: u32 = 1024;
 /// The vsock port of the host (CID 2) to which the agent says [`Hello`].
 pub const HOST_PORT: u32 = 1024;
+/// The vsock port of the host on which a guest rings: see [`Ring`].
+pub const DOORBELL_PORT: u32 = 1025;
 /// The longest request, reply or hello, in bytes, with its newline.
 pub const MAX_LINE: usize = 64 * 1024;
 /// The longest payload of one exec frame, in bytes.
@@ -36,6 +42,20 @@ pub struct Hello {
     pub version: u32,
     /// The kernel's `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
+}
+
+/// What a guest says at the doorbell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// Where it is just now, for people.
+    pub at: String,
+}
+
+/// The host's answer to a [`Ring`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rung {
+    /// Whether somebody had waited for it.
+    pub awaited: bool,
 }
 
 /// The first line of a connection to the agent.

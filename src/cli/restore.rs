@@ -273,6 +273,7 @@ fn make_way(house: &House, machine: &Machine, safety: bool, marks: Vec<Mark>) ->
             name: format!("{name}@before-{}", create::now()),
             mode: Mode::Live,
             note: "taken before a restore took its place".into(),
+            at_doorbell: false,
         };
         let taken = match running {
             true => create::take_running(machine, &request)?,

@@ -99,6 +99,9 @@ impl From<machine::Error> for Failure {
             machine::Error::Paused => is(Code::Refused).hint("catnap resume"),
             machine::Error::Bay(error) => bay(error, text),
             machine::Error::Ended => is(Code::Refused).hint("catnap start boots it again"),
+            machine::Error::Unsound { .. } | machine::Error::MemoryFile(machine::memory_file::Error::Length { .. }) => {
+                is(Code::Verify).hint("catnap snapshot verify; --cold boots from the disks alone")
+            }
             _ => is(Code::Failed),
         }
     }

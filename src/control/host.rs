@@ -24,7 +24,7 @@ use super::failure::{Code, Failure};
 use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Wait};
 use super::snapshots::{Keeper, Watch};
 use crate::disk::Mark;
-use crate::machine::{self, Captured, Drive, End, Machine, Resized, Shape, Size};
+use crate::machine::{self, Armed, Captured, Drive, End, Machine, Resized, Shape, Size};
 use crate::snapshot::Digest;
 use crate::spec::{Ephemeral, MachineSpec, Name};
 use crate::sys::process;
@@ -79,6 +79,8 @@ pub trait Guest: Send + Sync + 'static {
     fn detach(&self, disk: &str, force: bool) -> Result<(), Failure>;
     /// Pauses it for ever, and gives those away that hold what the marks say.
     fn give(&self, marks: &[Mark]) -> Result<(), Failure>;
+    /// Waits for its next ring at the doorbell; `None` when somebody does already.
+    fn arm_doorbell(&self) -> Option<Armed>;
 }
 
 impl Guest for Machine {
@@ -152,6 +154,9 @@ impl Guest for Machine {
         let given = Machine::give(self, marks)?;
         tracing::info!("{given} of {} ephemeral disks are as they were, and given away", marks.len());
         Ok(())
+    }
+    fn arm_doorbell(&self) -> Option<Armed> {
+        self.doorbell().arm()
     }
 }
 

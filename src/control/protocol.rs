@@ -154,6 +154,10 @@ pub struct SnapshotRequest {
     /// A note for people.
     #[serde(default)]
     pub note: String,
+    /// Whether to wait until a program in the guest rings the doorbell, and to take it just there, before the
+    /// guest is answered.
+    #[serde(default)]
+    pub at_doorbell: bool,
 }
 
 /// What a snapshot of a running machine captures.

@@ -19,7 +19,7 @@ use super::failure::{Code, Failure};
 use super::host::Guest;
 use super::protocol::{Mode, SnapshotRequest, Taken};
 use crate::disk;
-use crate::machine::{CapturedMemory, Drive, Files, Phase, Progress, Shape, Size};
+use crate::machine::{self, CapturedMemory, Drive, Files, Phase, Progress, Shape, Size, State, Visitor};
 use crate::snapshot::memory::{DATA, INDEX};
 use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
 use crate::spec::Ephemeral;
@@ -31,6 +31,13 @@ use crate::sys::files::At;
 const FREEZE: u32 = 20;
 /// How long the agent may take to freeze: its hooks have ten seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to thaw; what is under way then is done all the same.
+const THAW_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a guest that is to ring may take.
+const DOORBELL: Duration = Duration::from_secs(300);
+/// How often it is seen meanwhile whether anybody still wants the snapshot.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// After so many differences of memory comes a full one again, so that no wake has to look through more.
 const LONGEST_CHAIN: usize = 16;
@@ -70,16 +77,22 @@ impl Keeper {
             Mode::Quiesced => Kind::Quiesced,
         };
         let mut draft = self.draft(kind, request)?;
+        let visitor = if request.at_doorbell { Some(await_ring(guest, watch)?) } else { None };
+        let visitor = match request.mode {
+            // What is in the middle of something must come to its end before it can hold still.
+            Mode::Quiesced => None,
+            Mode::Live | Mode::Crash => visitor,
+        };
         let frozen = match request.mode {
             Mode::Quiesced => Some(Frozen::freeze(guest)?),
             Mode::Live | Mode::Crash => None,
         };
         let may_lie_over = |base: &Digest| self.chain_length(base).is_some_and(|length| length < LONGEST_CHAIN);
         let captured = guest.capture(draft.staging.dir(), request.mode == Mode::Live, &may_lie_over, watch);
-        if let Some(frozen) = frozen {
-            frozen.thaw();
-        }
+        drop(visitor);
+        let still_frozen = frozen.map(Frozen::thaw);
         let captured = captured?;
+        still_frozen.transpose()?;
         if let Some(memory) = &captured.memory {
             draft.add_memory(memory)?;
         }
@@ -219,9 +232,36 @@ impl Draft<'_> {
     }
 }
 
+/// Waits until the guest stands at the door.
+fn await_ring(guest: &dyn Guest, watch: Watch<'_>) -> Result<Visitor, Failure> {
+    let armed = guest.arm_doorbell().ok_or_else(|| {
+        Failure::new(Code::Refused, "another snapshot waits for the guest to ring already").hint("wait for that one")
+    })?;
+    let (begun, waiting) = (Instant::now(), Progress { phase: Phase::Doorbell, done: 0, total: 0 });
+    while begun.elapsed() < DOORBELL {
+        if let Some(visitor) = armed.visitor(GLANCE) {
+            tracing::info!("the guest rang: {:.200}", visitor.at.escape_debug().to_string());
+            return Ok(visitor);
+        }
+        if watch(waiting).is_break() {
+            return Err(Failure::new(Code::Failed, "the snapshot was cancelled"));
+        }
+        if let State::Ended(_) = guest.state() {
+            return Err(machine::Error::Ended.into());
+        }
+    }
+    let seconds = DOORBELL.as_secs();
+    Err(Failure::new(Code::Failed, format!("the guest did not ring within {seconds} seconds"))
+        .hint("leave --at-doorbell away: then it is taken at once"))
+}
+
 /// Filesystems that the agent has frozen. Whatever becomes of this value, they thaw: by word, or by the agent's
 /// own clock.
-struct Frozen<'g>(&'g dyn Guest);
+struct Frozen<'g> {
+    guest: &'g dyn Guest,
+    /// When the freeze was asked for: the agent counts from a later time.
+    since: Instant,
+}
 
 impl<'g> Frozen<'g> {
     fn freeze(guest: &'g dyn Guest) -> Result<Frozen<'g>, Failure> {
@@ -229,29 +269,48 @@ impl<'g> Frozen<'g> {
             Failure::new(Code::Failed, format!("the guest cannot be quiesced: {why}"))
                 .hint("--mode crash takes the disk as it is; --mode live takes memory too")
         };
-        match ask(guest, &agent::Request::Freeze { seconds: FREEZE }) {
-            Ok(agent::Reply::Ok) => Ok(Frozen(guest)),
+        if guest.state() == State::Paused {
+            let why = "the machine is paused, so its agent cannot freeze the filesystems";
+            return Err(Failure::new(Code::Refused, why).hint("catnap resume; or --mode crash, or --mode live"));
+        }
+        let since = Instant::now();
+        match ask(guest, &agent::Request::Freeze { seconds: FREEZE }, PATIENCE) {
+            Ok(agent::Reply::Ok) => Ok(Frozen { guest, since }),
             Ok(agent::Reply::Error(why)) => Err(refuse(why)),
             Ok(other) => Err(refuse(format!("its agent says {other:?}"))),
-            Err(error) => Err(refuse(format!("its agent does not answer ({error})"))),
+            Err(error) => {
+                // It may freeze yet.
+                drop(Frozen { guest, since });
+                Err(refuse(format!("its agent does not answer ({error})")))
+            }
         }
     }
 
-    fn thaw(self) {}
+    /// Ends it. Fails when it may have ended by itself before.
+    fn thaw(self) -> Result<(), Failure> {
+        match self.since.elapsed().as_secs() < u64::from(FREEZE) {
+            true => Ok(()),
+            false => Err(Failure::new(
+                Code::Failed,
+                format!("the snapshot took longer than the {FREEZE} seconds for which filesystems stay frozen"),
+            )
+            .hint("try again when the host is less busy")),
+        }
+    }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        match ask(self.0, &agent::Request::Thaw) {
+        match ask(self.guest, &agent::Request::Thaw, THAW_PATIENCE) {
             Ok(agent::Reply::Ok) => {}
             other => tracing::warn!("the guest thaws by itself within {FREEZE} seconds: {other:?}"),
         }
     }
 }
 
-fn ask(guest: &dyn Guest, request: &agent::Request) -> io::Result<agent::Reply> {
+fn ask(guest: &dyn Guest, request: &agent::Request, patience: Duration) -> io::Result<agent::Reply> {
     let mut stream = guest.agent()?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     agent::write_line(&mut stream, request)?;
     agent::read_line(&mut stream)
 }

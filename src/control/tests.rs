@@ -19,7 +19,7 @@ use super::protocol::{Ended, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
 use crate::disk::Mark;
-use crate::machine::{self, Captured, Drive, End, Resized, Shape};
+use crate::machine::{self, Armed, Captured, Drive, End, Resized, Shape};
 use crate::snapshot::Digest;
 use crate::spec::{Ephemeral, MachineSpec, Size};
 
@@ -83,6 +83,9 @@ impl Guest for Paper {
     }
     fn give(&self, _: &[Mark]) -> Result<(), Failure> {
         Ok(())
+    }
+    fn arm_doorbell(&self) -> Option<Armed> {
+        None
     }
     fn start(&self) -> Result<(), Failure> {
         self.resume()

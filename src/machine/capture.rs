@@ -57,6 +57,8 @@ impl Tracking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// The guest has not rung yet.
+    Doorbell,
     /// Memory is being written.
     Memory,
     /// Everything is there and is being digested.

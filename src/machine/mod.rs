@@ -11,6 +11,7 @@
 //! | `resize.rs` | giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
 //! | `waker.rs`, `greeting.rs`, `agent.rs` | telling the guest's agent that it woke; hearing from it; asking it |
+//! | `doorbell.rs` | hearing that a program in the guest has come to a certain place |
 //! | `console.rs`, `forward.rs` | the serial console; TCP ports |
 
 mod agent;
@@ -19,6 +20,7 @@ mod board;
 mod capture;
 mod console;
 mod devices;
+mod doorbell;
 mod forward;
 mod greeting;
 mod media;
@@ -36,7 +38,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use catnap_guest::protocol::{AGENT_PORT, HOST_PORT, Hello};
+use catnap_guest::protocol::{AGENT_PORT, DOORBELL_PORT, HOST_PORT, Hello};
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
@@ -56,6 +58,7 @@ pub use crate::kvm::End;
 pub use bays::BayError;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
+pub use doorbell::{Armed, Doorbell, Visitor};
 pub use media::{Drive, Media, Standing};
 pub use resize::{Asked, Resized, Seen, Size};
 pub use states::{DeviceStates, Virtio};
@@ -253,6 +256,7 @@ pub struct Machine {
     bays: Arc<Bays>,
     vsock: vsock::Handle,
     greeting: Arc<Greeting>,
+    doorbell: Arc<Doorbell>,
     console: Console,
     /// Owns the interrupt lines' and doorbells' way through KVM, which closes with it, and the slots' memory.
     vm: Vm,
@@ -305,6 +309,7 @@ impl Machine {
         let woke = saved.is_some();
         let vsock = lock(&devices.vsock).device().handle();
         let greeting = Greeting::expect(&vsock, HOST_PORT);
+        let doorbell = Doorbell::listen(&vsock, DOORBELL_PORT);
         let bays = Bays::new(devices.bays.clone(), media.clone(), vsock.clone());
         let forwarder = Forwarder::listen(&spec.forwards, vsock.clone())?;
         let gate = Arc::new(Gate::default());
@@ -334,6 +339,7 @@ impl Machine {
             bays,
             vsock,
             greeting,
+            doorbell,
             console,
             vm,
             mem,
@@ -410,6 +416,11 @@ impl Machine {
     /// Opens a connection to the guest's agent. Whether anybody answers shows when it is used.
     pub fn agent(&self) -> io::Result<UnixStream> {
         self.vsock.open(AGENT_PORT)
+    }
+
+    /// Where programs in the guest ring.
+    pub fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
     }
 
     /// Before a woken machine runs: asks its guest to have the size `wanted`, and to use all of a disk that is

@@ -31,7 +31,7 @@ impl Machine {
         super::machine_folder(&self.name).join("root.qcow2")
     }
 
-    /// qemu-img finds no fault with the machine's disk, which is one layer over the base.
+    /// qemu-img finds no fault with the machine's disk: its own layers, perhaps some of snapshots, and the base.
     pub fn disk_is_sound(&self) {
         self.disk_is_sound_after(0);
     }
@@ -51,7 +51,11 @@ impl Machine {
         let files: Vec<&str> =
             chain.as_array().expect("a list").iter().filter_map(|it| it["filename"].as_str()).collect();
         let files: Vec<PathBuf> = files.into_iter().map(|file| fs::canonicalize(file).expect("a file")).collect();
-        assert_eq!(files, [disk, base()].map(|file| fs::canonicalize(file).expect("a file")));
+        let [disk, base] = [disk, base()].map(|file| fs::canonicalize(file).expect("a file"));
+        assert_eq!((files.first(), files.last()), (Some(&disk), Some(&base)));
+        let own = disk.parent().expect("a folder");
+        let kept = fs::canonicalize(home().join("data/snapshots")).expect("a folder");
+        assert!(files.iter().all(|file| file.starts_with(own) || file.starts_with(&kept)), "{files:?}");
     }
 
     /// The filesystem on the machine's disk needs no repair, not even its journal played back.

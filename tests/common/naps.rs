@@ -56,3 +56,36 @@ impl Drop for Swept {
         }
     }
 }
+
+impl Swept {
+    /// The names of all snapshots that are listed.
+    pub fn listed() -> Vec<String> {
+        let listed = catnap(&["snapshot", "ls", "--json"]).succeeds().json();
+        let names = |one: &Value| one["names"].as_array().cloned().unwrap_or_default();
+        let all = listed.as_array().expect("a list").iter().flat_map(names);
+        all.filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    }
+}
+
+/// How often a test does what scripts/soak lets it do hundreds of times.
+pub fn rounds(usual: u64) -> u64 {
+    std::env::var("CATNAP_TEST_ROUNDS").map_or(usual, |rounds| rounds.parse().expect("a number of rounds"))
+}
+
+/// Random enough for the choice of moments.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// Seeded with this process, and told so that a failure can be looked into.
+    pub fn new() -> Dice {
+        let seed = std::process::id().into();
+        println!("  the dice begin with {seed}");
+        Dice(seed)
+    }
+
+    /// A number below `limit` (Knuth's generator, of which the upper bits are good).
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % limit
+    }
+}

@@ -15,7 +15,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::Connection;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Entries that are shown.
 pub const SHOWN: usize = 50;
@@ -67,6 +67,32 @@ pub struct Entry {
     pub name: String,
     /// What they wrote.
     pub message: String,
+}
+
+/// Where in the writing of an entry one can stop to ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// The row is inserted, and its transaction still open.
+    BeforeCommit,
+    /// It is on the disk.
+    AfterCommit,
+    /// It is committed, but SQLite was told not to wait for the disk (`PRAGMA synchronous=NORMAL`).
+    Unsynced,
+}
+
+/// What to do at a place.
+pub type Stop<'a> = (Place, &'a dyn Fn());
+
+/// What became of the book, as far as SQLite can tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Findings {
+    /// What `PRAGMA integrity_check` says: `ok`, or what is wrong.
+    pub integrity: String,
+    /// How many entries there are.
+    pub entries: i64,
+    /// The number of the last one, 0 when there is none. Numbers have no gaps as long as no entry was lost.
+    pub last: i64,
 }
 
 enum State {
@@ -153,6 +179,11 @@ impl GuestBook {
 
     /// Writes an entry; it is on the disk when this returns.
     pub fn write(&self, name: &str, message: &str) -> Result<i64, Error> {
+        self.write_with_stop(name, message, None)
+    }
+
+    /// The same with a stop on the way, for those who want to see what a snapshot holds that is taken just there.
+    pub fn write_with_stop(&self, name: &str, message: &str, stop: Option<Stop<'_>>) -> Result<i64, Error> {
         let (name, message) = (tidy(name), tidy(message));
         if name.is_empty() || message.is_empty() {
             return Err(Error::Refused("a name and a message are needed"));
@@ -165,11 +196,19 @@ impl GuestBook {
         if self.entries() >= MAX_ENTRIES {
             return Err(Error::Full);
         }
-        let sql = "INSERT INTO guestbook (written, name, message) VALUES (unixepoch(), ?1, ?2)";
-        connection.execute(sql, (&name, &message))?;
-        let id = connection.last_insert_rowid();
+        let id = insert(connection, &name, &message, stop)?;
         self.reload(&mut inner)?;
         Ok(id)
+    }
+
+    /// Has SQLite look at the whole file.
+    pub fn check(&self) -> Result<Findings, Error> {
+        let inner = self.wait_until_open();
+        let connection = inner.connection()?;
+        let integrity = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        let count = "SELECT count(*), ifnull(max(id), 0) FROM guestbook";
+        let (entries, last) = connection.query_row(count, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(Findings { integrity, entries, last })
     }
 
     /// Writes the generation where it can be seen in SQLite.
@@ -249,6 +288,38 @@ impl Inner {
             State::Opening | State::Held(_) => Err(Error::Unavailable),
         }
     }
+}
+
+fn insert(connection: &Connection, name: &str, message: &str, stop: Option<Stop<'_>>) -> rusqlite::Result<i64> {
+    let synchronous = |how: &str| connection.pragma_update(None, "synchronous", how);
+    let at = |place| {
+        if let Some((wanted, stop)) = stop
+            && wanted == place
+        {
+            stop();
+        }
+    };
+    let unsynced = matches!(stop, Some((Place::Unsynced, _)));
+    if unsynced {
+        synchronous("NORMAL")?;
+    }
+    let write = || {
+        // Dropped without a commit, it is rolled back.
+        let transaction = connection.unchecked_transaction()?;
+        let sql = "INSERT INTO guestbook (written, name, message) VALUES (unixepoch(), ?1, ?2)";
+        transaction.execute(sql, (name, message))?;
+        let id = transaction.last_insert_rowid();
+        at(Place::BeforeCommit);
+        transaction.commit()?;
+        at(Place::AfterCommit);
+        at(Place::Unsynced);
+        Ok(id)
+    };
+    let written = write();
+    if unsynced {
+        synchronous("FULL")?;
+    }
+    written
 }
 
 fn prepare(folder: &Path) -> Result<(Connection, u64), Error> {

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::book::Place;
 use super::http::Request;
 
 /// A new entry for the guest book.
@@ -9,6 +10,9 @@ use super::http::Request;
 pub(super) struct NewEntry {
     pub name: String,
     pub message: String,
+    /// Where to ring the doorbell on the way; only JSON has it.
+    #[serde(default)]
+    pub ring: Option<Place>,
 }
 
 /// How an entry was sent, and so how it is answered.
@@ -25,7 +29,7 @@ pub(super) fn entry(request: &Request) -> Result<(NewEntry, Sent), u16> {
         "application/x-www-form-urlencoded" => {
             let text = std::str::from_utf8(&request.body).map_err(|_| 400u16)?;
             let field = |name| value(text, name).unwrap_or_default();
-            Ok((NewEntry { name: field("name"), message: field("message") }, Sent::Form))
+            Ok((NewEntry { name: field("name"), message: field("message"), ring: None }, Sent::Form))
         }
         _ => Err(415),
     }
@@ -78,11 +82,15 @@ mod tests {
             body: body.as_bytes().to_vec(),
             ..Request::default()
         };
-        let anna = || NewEntry { name: "Anna".into(), message: "purr".into() };
+        let anna = || NewEntry { name: "Anna".into(), message: "purr".into(), ring: None };
         let form = request("application/x-www-form-urlencoded; charset=utf-8", "name=Anna&message=purr");
         assert_eq!(entry(&form), Ok((anna(), Sent::Form)));
         let json = request("application/json", r#"{"name":"Anna","message":"purr"}"#);
         assert_eq!(entry(&json), Ok((anna(), Sent::Json)));
+        let ring = request("application/json", r#"{"name":"Anna","message":"purr","ring":"before-commit"}"#);
+        assert_eq!(entry(&ring), Ok((NewEntry { ring: Some(Place::BeforeCommit), ..anna() }, Sent::Json)));
+        let nowhere = request("application/json", r#"{"name":"Anna","message":"purr","ring":"at-home"}"#);
+        assert_eq!(entry(&nowhere), Err(400));
         assert_eq!(entry(&request("application/json", "{")), Err(400));
         assert_eq!(entry(&request("multipart/form-data", "")), Err(415));
     }

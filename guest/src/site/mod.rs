@@ -3,12 +3,13 @@
 //! ```text
 //! server ─ the event loop and its workers ─┬─ http   bytes to requests, responses to bytes
 //!                                          └─ routes ─┬─ page, settings, notes   what is shown
-//!                                                     ├─ book, form              what is written
+//!                                                     ├─ book, form, doorbell    what is written
 //!                                                     └─ work                    what is burnt
 //! ```
 
 pub mod book;
 mod date;
+mod doorbell;
 mod form;
 mod http;
 mod notes;

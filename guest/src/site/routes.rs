@@ -1,5 +1,6 @@
 //! What is where.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use super::book::Error;
 use super::form::{self, Sent};
 use super::http::{HTML, JSON, Request, Response};
-use super::{Site, page, work};
+use super::{Site, doorbell, page, work};
 use crate::facts;
 
 const STYLE: &str = include_str!("../../../images/site/style.css");
@@ -26,7 +27,7 @@ pub(super) fn answer_at_once(site: &Arc<Site>, request: &Request) -> Option<Resp
         "/style.css" => asset("text/css; charset=utf-8", STYLE),
         "/live.js" => asset("text/javascript; charset=utf-8", SCRIPT),
         "/icon.svg" | "/favicon.ico" => asset("image/svg+xml", ICON),
-        "/" | "/api/guestbook" | "/work" => return None,
+        "/" | "/api/guestbook" | "/api/guestbook/check" | "/work" => return None,
         _ => return Some(error(404, "There is no such page here.")),
     };
     Some(only(request, &["GET", "HEAD"]).unwrap_or(known))
@@ -45,6 +46,10 @@ pub(super) fn answer(site: &Arc<Site>, request: &Request) -> Response {
             Err(why) => json_response(503, &json!({ "error": why.to_string() })),
         },
         ("/api/guestbook", "POST") => write_entry(site, request),
+        ("/api/guestbook/check", "GET" | "HEAD") => match site.book.check() {
+            Ok(findings) => json_response(200, &json!(findings)),
+            Err(why) => json_response(503, &json!({ "error": why.to_string() })),
+        },
         ("/work", "GET" | "HEAD") => burn(request),
         ("/api/guestbook", _) => only(request, &["GET", "HEAD", "POST"]).unwrap_or_else(|| Response::text(500, "")),
         _ => only(request, &["GET", "HEAD"]).unwrap_or_else(|| error(404, "There is no such page here.")),
@@ -80,8 +85,14 @@ fn write_entry(site: &Site, request: &Request) -> Response {
         Ok(read) => read,
         Err(status) => return error(status, "Send a name and a message, as a form or as JSON."),
     };
-    let status = match (site.book.write(&entry.name, &entry.message), sent) {
+    let rung = Cell::new(false);
+    let ring = || rung.set(doorbell::ring(&format!("guest book, {:?}", entry.ring)));
+    let stop = entry.ring.map(|place| (place, &ring as &dyn Fn()));
+    let status = match (site.book.write_with_stop(&entry.name, &entry.message, stop), sent) {
         (Ok(_), Sent::Form) => return Response::text(303, "Thank you!").with("Location", "/#guestbook"),
+        (Ok(id), Sent::Json) if entry.ring.is_some() => {
+            return json_response(201, &json!({ "id": id, "awaited": rung.get() }));
+        }
         (Ok(id), Sent::Json) => return json_response(201, &json!({ "id": id })),
         (Err(why), sent) => {
             let status = match why {

@@ -33,11 +33,15 @@ A machine that is stopped gets a `clean` snapshot of its disks. Ctrl-C cancels, 
 Examples:
   catnap snapshot create anna
   catnap snapshot create anna@monday -m 'before the upgrade'
-  catnap snapshot create anna@safe --mode quiesced --json")]
+  catnap snapshot create anna@safe --mode quiesced --json
+  catnap snapshot create anna@torn --mode crash --at-doorbell")]
 pub struct Args {
     /// What is captured of a machine that runs [default: live]
     #[arg(long, value_enum)]
     mode: Option<Mode>,
+    /// Wait until a program in the guest rings (the guest book can), and take it before that goes on
+    #[arg(long)]
+    at_doorbell: bool,
     /// A note for whoever reads the list later
     #[arg(short = 'm', long = "message", value_name = "NOTE", default_value = "", hide_default_value = true)]
     note: String,
@@ -57,6 +61,16 @@ enum Mode {
     Crash,
     /// Disks, after the guest froze its filesystems
     Quiesced,
+}
+
+impl From<Mode> for protocol::Mode {
+    fn from(mode: Mode) -> protocol::Mode {
+        match mode {
+            Mode::Live => protocol::Mode::Live,
+            Mode::Crash => protocol::Mode::Crash,
+            Mode::Quiesced => protocol::Mode::Quiesced,
+        }
+    }
 }
 
 /// A machine, and perhaps a tag.
@@ -87,7 +101,13 @@ pub fn run(args: Args) -> Outcome {
     let machine = house.machine(&args.target.machine)?;
     let tag = args.target.tag.map_or_else(now, |tag| tag.to_string());
     let name = format!("{}@{tag}", args.target.machine);
-    let taken = take(&house, &machine, &name, args.mode, &args.note)?;
+    let request = SnapshotRequest {
+        name,
+        mode: args.mode.unwrap_or(Mode::Live).into(),
+        note: args.note,
+        at_doorbell: args.at_doorbell,
+    };
+    let taken = take(&house, &machine, &request, args.mode)?;
     match args.json {
         true => ui::json(&taken)?,
         false => {
@@ -99,17 +119,12 @@ pub fn run(args: Args) -> Outcome {
 }
 
 /// Takes a snapshot of a machine, whatever it does now.
-fn take(house: &House, machine: &Machine, name: &str, mode: Option<Mode>, note: &str) -> Result<Taken, Failure> {
+fn take(house: &House, machine: &Machine, request: &SnapshotRequest, mode: Option<Mode>) -> Result<Taken, Failure> {
+    let name = request.name.as_str();
     // Before the machine is troubled.
     house.store().check_free(name)?;
-    let mode_of = |mode| match mode {
-        Mode::Live => protocol::Mode::Live,
-        Mode::Crash => protocol::Mode::Crash,
-        Mode::Quiesced => protocol::Mode::Quiesced,
-    };
-    let request = SnapshotRequest { name: name.into(), mode: mode_of(mode.unwrap_or(Mode::Live)), note: note.into() };
     if machine.is_running()? {
-        return take_running(machine, &request);
+        return take_running(machine, request);
     }
     if let Some(mode) = mode {
         let word = mode.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
@@ -119,10 +134,14 @@ fn take(house: &House, machine: &Machine, name: &str, mode: Option<Mode>, note: 
         )
         .hint("leave --mode away for a clean one, of its disks"));
     }
+    if request.at_doorbell {
+        return Err(Failure::new(Code::Refused, format!("{} does not run, so nobody in it rings", machine.spec.name))
+            .hint(format!("catnap start {}", machine.spec.name)));
+    }
     let _held = machine.lock()?;
     let keeper = Keeper { store: house.store().clone(), machine: machine.clone(), files: house.files(machine)? };
     let progress = ui::Progress::begin(format!("Taking {name}"));
-    keeper.take_clean(&request, &|now| {
+    keeper.take_clean(request, &|now| {
         progress.say(describe(name, &now));
         if process::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
@@ -143,6 +162,7 @@ pub fn take_running(machine: &Machine, request: &SnapshotRequest) -> Result<Take
 
 fn describe(name: &str, progress: &Progress) -> String {
     let what = match progress.phase {
+        Phase::Doorbell => return format!("Taking {name} as soon as the guest rings"),
         Phase::Memory => "writing memory",
         Phase::Digests => "digesting",
     };
