@@ -26,8 +26,10 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Machine, Shape, State, agent, lock};
 use crate::spec;
 
-/// How long the guest may do nothing before it counts as unable or unwilling.
-const STANDSTILL: Duration = Duration::from_secs(5);
+/// How long the guest may do nothing before it counts as unable or unwilling. It gives memory back in blocks of
+/// 128 MiB, each of which takes a kernel that fills it with zeros first seconds where hosts are emulated; and for so
+/// long its agent may be silent, for Linux does such work on the vCPU that takes the interrupts.
+const STANDSTILL: Duration = Duration::from_secs(12);
 /// How often the guest is asked how far it is.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long its agent may take to say so.
@@ -244,7 +246,7 @@ impl Machine {
             }
             let refused = lock(&self.devices.cpus).refused() & (asked.inserted | asked.removed) != 0;
             // One that refuses a vCPU may still be at work on its memory.
-            let patience = if refused { STANDSTILL / 5 } else { STANDSTILL };
+            let patience = if refused { STANDSTILL / 8 } else { STANDSTILL };
             if moved.elapsed() >= patience || Instant::now() >= deadline || self.team.ended().is_some() {
                 return guest.or_else(|| agent::status(&self.vsock, PATIENCE).ok());
             }

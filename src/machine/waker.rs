@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TRYING: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a guest may take to get its new size. Then its ports are opened in any case.
-pub const SETTLING: Duration = Duration::from_secs(30);
+pub const SETTLING: Duration = Duration::from_secs(60);
 
 /// How a machine is to wake.
 #[derive(Clone, Debug, Default)]
