@@ -13,9 +13,18 @@ pub fn cpus() -> u32 {
 
 /// MemTotal in bytes, 0 when /proc is missing.
 pub fn memory_bytes() -> u64 {
+    meminfo("MemTotal:")
+}
+
+/// MemAvailable in bytes: what programs could still have without swapping. 0 when /proc is missing.
+pub fn available_bytes() -> u64 {
+    meminfo("MemAvailable:")
+}
+
+fn meminfo(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+    let found = text.lines().find_map(|line| line.strip_prefix(field));
+    found.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// The size in bytes of the disk that the root filesystem lies on, `None` when it lies on none.

@@ -185,6 +185,9 @@ pub struct Status {
     /// 0 when unknown.
     #[serde(default)]
     pub boot_memory_bytes: u64,
+    /// MemAvailable in bytes: what programs could still have. 0 when unknown.
+    #[serde(default)]
+    pub available_bytes: u64,
     /// The size of the disk below the root filesystem in bytes, 0 when unknown.
     #[serde(default)]
     pub disk_bytes: u64,

@@ -13,6 +13,7 @@ mod home;
 mod image;
 mod inspect;
 mod launch;
+mod load;
 mod logs;
 mod monitor;
 mod pause;
@@ -74,6 +75,7 @@ Inside a machine:
   exec        Run a program in the guest
   console     Join the guest's serial console
   logs        Show what a machine's console has shown
+  load        Put a machine's page under load, and count
 
 Snapshots:
   snapshot    Take, list, compare, check and remove snapshots
@@ -111,6 +113,7 @@ enum Verb {
     Exec(exec::Args),
     Console(console::Args),
     Logs(logs::Args),
+    Load(load::Args),
     Snapshot(snapshot::Args),
     Restore(restore::Args),
     Clone(clone::Args),
@@ -143,6 +146,7 @@ pub fn main() -> ExitCode {
         Verb::Exec(args) => exec::run(args),
         Verb::Console(args) => console::run(args),
         Verb::Logs(args) => logs::run(args),
+        Verb::Load(args) => load::run(args),
         Verb::Snapshot(args) => snapshot::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Clone(args) => clone::run(args),
@@ -206,6 +210,7 @@ mod tests {
             "catnap exec -it anna -- sh",
             "catnap stop -f a b c",
             "catnap resize anna --cpus 4 --memory 1G",
+            "catnap load anna --seconds 2 --connections 8 --path /work?n=7",
             "catnap restore anna@a --flavor tiger --disk-size 4G",
             "catnap logs -f -n 5 anna",
             "catnap disk attach anna --ephemeral 64M:/data",
@@ -228,6 +233,9 @@ mod tests {
             "catnap exec -e X anna -- sh",
             "catnap completion tcsh",
             "catnap resize --cpus 4",
+            "catnap load anna --connections 0",
+            "catnap load anna --seconds 1000000",
+            "catnap load anna --path work",
             "catnap resize anna --cpus 2 --flavor tiger",
             "catnap resize anna --memory lots",
             "catnap ps --json --quiet",

@@ -113,7 +113,9 @@ fn at_rest(machine: &Machine, args: &Args) -> Outcome {
     changed.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap resize --help"))?;
     machine.set_size(wanted.cpus, wanted.memory)?;
     match args.json {
-        true => ui::json(&Resized { before, wanted, reached: wanted, guest: None, duration_ms: 0 })?,
+        true => {
+            ui::json(&Resized { before, wanted, reached: wanted, guest: None, unconfirmed: false, duration_ms: 0 })?
+        }
         false => ui::data(format!("{} will boot with {wanted}\n", args.name))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -51,6 +51,10 @@ pub fn warn_of_many(cpus: u32) {
 
 /// What is said of a size that was not reached; the machine runs on with what it has.
 pub fn fell_short(name: &Name, resized: &Resized) -> Failure {
+    if resized.unconfirmed && resized.reached == resized.wanted {
+        let why = format!("{name} was given {}, and its agent does not say whether it can use that", resized.reached);
+        return Failure::new(Code::Refused, why).hint(format!("catnap logs {name}; catnap resize tries again"));
+    }
     let why = format!(
         "{name} has {} and not {}: the guest did not follow any further, and runs on",
         resized.reached, resized.wanted

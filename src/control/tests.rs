@@ -67,7 +67,7 @@ impl Guest for Paper {
     fn resize(&self, wanted: machine::Size, _: Duration) -> Result<Resized, Failure> {
         self.shape().check(wanted)?;
         let before = std::mem::replace(&mut *self.size.lock().unwrap(), wanted);
-        Ok(Resized { before, wanted, reached: wanted, guest: None, duration_ms: 1 })
+        Ok(Resized { before, wanted, reached: wanted, guest: None, unconfirmed: false, duration_ms: 1 })
     }
     fn resized(&self) -> Option<Resized> {
         None
@@ -189,6 +189,24 @@ fn house(deaf: bool) -> House {
     let first = Arc::clone(&guest);
     let ended = thread::spawn(move || host.run(first, move || Ok(Paper::new(deaf))));
     House { client: Client::new(path), guest, ended, server, _folder: folder }
+}
+
+#[test]
+fn a_resize_keeps_what_was_not_given_and_stays_in_the_envelope() {
+    let house = house(false);
+    let resized = house.client.resize(Resize { cpus: Some(4), memory: None }).unwrap();
+    assert_eq!((resized.before.cpus, resized.reached), (1, machine::Size { cpus: 4, memory: 256 << 20 }));
+    assert_eq!(house.client.status().unwrap().size, Some(resized.reached));
+    for (wanted, code, hint) in [
+        (Resize { cpus: Some(5), memory: None }, Code::Refused, "--cold --cpus 5 --memory 256M"),
+        (Resize { cpus: None, memory: Some(128 << 20) }, Code::Refused, "catnap start anna"),
+        (Resize { cpus: None, memory: Some(257 << 20) }, Code::Usage, "--memory 1G"),
+    ] {
+        let Err(Error::Failure(failure)) = house.client.resize(wanted) else { panic!("{wanted:?} was not refused") };
+        assert_eq!(failure.code, code);
+        assert!(failure.hint.as_ref().is_some_and(|it| it.contains(hint)), "{failure:?}");
+    }
+    assert_eq!(house.client.status().unwrap().size, Some(resized.reached));
 }
 
 #[test]

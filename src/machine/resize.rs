@@ -10,6 +10,10 @@
 //!  ask back       ──▶ was asked, or nothing moves            what was not given is kept
 //! ```
 //!
+//! Linux gives back all that it is asked for, also what its programs would need a moment later, and then stops with
+//! "System is deadlocked on memory". So a guest is asked for no more than its agent says is available, less a reserve;
+//! and when that gets used up meanwhile, for nothing more.
+//!
 //! Two are asked whether it is done: the devices, which know what the guest's kernel took and gave, and the
 //! guest's agent, which knows what can be used in there. A guest without an agent has only the first.
 
@@ -22,14 +26,20 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Machine, Shape, State, agent, lock};
 use crate::spec;
 
-/// How long the guest may do nothing before it counts as unable or unwilling.
-const STANDSTILL: Duration = Duration::from_secs(5);
+/// How long the guest may do nothing before it counts as unable or unwilling. It gives memory back in blocks of
+/// 128 MiB, each of which takes a kernel that fills it with zeros first seconds where hosts are emulated; and for so
+/// long its agent may be silent, for Linux does such work on the vCPU that takes the interrupts.
+const STANDSTILL: Duration = Duration::from_secs(12);
 /// How often the guest is asked how far it is.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long its agent may take to say so.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the guest may take to let go of vCPUs that it could not use.
 const TAKING_BACK: Duration = Duration::from_secs(2);
+
+/// What must be left to a guest when memory is taken back, in bytes: some for the programs that run while the agent
+/// counts, some for the kernel's own watermarks.
+const RESERVE: u64 = 64 << 20;
 
 /// The size of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +68,9 @@ pub struct Resized {
     pub reached: Size,
     /// What the guest said at the end, if its agent answered.
     pub guest: Option<Seen>,
+    /// Whether there is an agent, and it did not answer: then nobody knows what the guest can use.
+    #[serde(default)]
+    pub unconfirmed: bool,
     /// Milliseconds from asking to the end.
     pub duration_ms: u64,
 }
@@ -78,7 +91,7 @@ pub struct Seen {
 impl Resized {
     /// Whether it came to what was asked for.
     pub fn is_complete(&self) -> bool {
-        self.reached == self.wanted
+        self.reached == self.wanted && !self.unconfirmed
     }
 }
 
@@ -140,7 +153,10 @@ impl Machine {
         self.shape.check(wanted)?;
         let mut asked =
             Asked { before: self.size(), wanted, inserted: 0, removed: 0, disk: None, since: Instant::now() };
-        self.request(wanted.memory - self.shape.boot_memory)?;
+        // What can be given back must be known first, and that the guest tells only when it runs.
+        if wanted.memory >= asked.before.memory {
+            self.request(wanted.memory - self.shape.boot_memory)?;
+        }
         for cpu in 0..self.shape.max_cpus {
             let there = lock(&self.devices.cpus).present() & 1 << cpu != 0;
             if cpu < wanted.cpus && !there {
@@ -158,7 +174,8 @@ impl Machine {
     /// The second half of a resize: waits until the guest has done what was asked, or nothing moves any more, or
     /// `time` is over. What was not done by then is not asked for any more.
     pub(super) fn settle(&self, asked: &Asked, time: Duration) -> Result<Resized, Error> {
-        let mut guest = self.await_size(asked, time);
+        let goal = self.ask_back(asked)?;
+        let mut guest = self.await_size(asked, goal, time);
         if self.reached(guest.as_ref()) != asked.wanted {
             self.stop_asking(asked, guest.as_ref())?;
             guest = guest.and(agent::status(&self.vsock, PATIENCE).ok());
@@ -174,30 +191,62 @@ impl Machine {
             wanted: asked.wanted,
             reached: self.reached(guest.as_ref()),
             guest: seen,
+            unconfirmed: guest.is_none() && self.has_agent(),
             duration_ms: asked.since.elapsed().as_millis() as u64,
         })
     }
 
-    /// Waits until devices and guest have the size that was asked for, or nothing moves any more, or `time` is
-    /// over. Gives what the guest said last, if anything.
-    fn await_size(&self, asked: &Asked, time: Duration) -> Option<Status> {
+    /// Asks for the memory back that the machine is to have no longer, as much of it as the guest can spare. Gives the
+    /// size that can be reached.
+    fn ask_back(&self, asked: &Asked) -> Result<Size, Error> {
+        let (now, mut goal) = (self.size().memory, asked.wanted);
+        if goal.memory < now {
+            let spare = self.spare();
+            goal.memory = goal.memory.max(now - now.min(spare - spare % spec::MEMORY_STEP.bytes()));
+            self.request(goal.memory - self.shape.boot_memory)?;
+        }
+        Ok(goal)
+    }
+
+    /// How much memory the guest can spare, in bytes: nobody knows of one without an agent, and nothing of one whose
+    /// agent is silent.
+    fn spare(&self) -> u64 {
+        let deadline = Instant::now() + STANDSTILL;
+        while self.has_agent() && self.team.ended().is_none() {
+            match agent::status(&self.vsock, PATIENCE) {
+                Ok(Status { available_bytes: 0, .. }) => break,
+                Ok(status) => return status.available_bytes.saturating_sub(RESERVE),
+                Err(_) if Instant::now() >= deadline => return 0,
+                Err(_) => std::thread::sleep(GLANCE),
+            }
+        }
+        u64::MAX
+    }
+
+    /// Waits until devices and guest have the size `goal`, or nothing moves any more, or `time` is over. Gives what
+    /// the guest said last, if anything.
+    fn await_size(&self, asked: &Asked, goal: Size, time: Duration) -> Option<Status> {
         let deadline = Instant::now() + time;
         let (mut moved, mut last) = (Instant::now(), None);
         loop {
             let seen = self.devices.changes.count();
-            // The guest is asked when the devices have no more to say.
-            let settled = self.size() == asked.wanted;
-            let guest = if settled { agent::status(&self.vsock, PATIENCE).ok() } else { None };
-            if settled && self.is_done(asked, guest.as_ref()) {
+            // The guest is asked when the devices have no more to say, or when it may run short.
+            let (settled, shrinking) = (self.size() == goal, self.size().memory > goal.memory);
+            let guest = if settled || shrinking { agent::status(&self.vsock, PATIENCE).ok() } else { None };
+            if settled && self.is_done(asked, goal, guest.as_ref()) {
                 return guest;
             }
-            let now = (seen, guest.as_ref().map(|it| (it.cpus, it.memory_bytes, it.root_bytes)));
+            let short = guest.as_ref().is_some_and(|it| (1..RESERVE / 2).contains(&it.available_bytes));
+            if shrinking && short {
+                return guest;
+            }
+            let now = (seen, guest.as_ref().filter(|_| settled).map(|it| (it.cpus, it.memory_bytes, it.root_bytes)));
             if last.replace(now) != Some(now) {
                 moved = Instant::now();
             }
             let refused = lock(&self.devices.cpus).refused() & (asked.inserted | asked.removed) != 0;
             // One that refuses a vCPU may still be at work on its memory.
-            let patience = if refused { STANDSTILL / 5 } else { STANDSTILL };
+            let patience = if refused { STANDSTILL / 8 } else { STANDSTILL };
             if moved.elapsed() >= patience || Instant::now() >= deadline || self.team.ended().is_some() {
                 return guest.or_else(|| agent::status(&self.vsock, PATIENCE).ok());
             }
@@ -206,14 +255,18 @@ impl Machine {
     }
 
     /// Whether the guest, whose devices are done, is done too.
-    fn is_done(&self, asked: &Asked, guest: Option<&Status>) -> bool {
+    fn is_done(&self, asked: &Asked, goal: Size, guest: Option<&Status>) -> bool {
         let Some(status) = guest else {
-            // One whose agent never spoke is not waited for.
-            return self.hello(Duration::ZERO).is_none() && asked.disk.is_none() && !self.woke;
+            return !self.has_agent();
         };
         // A filesystem needs some of its disk for itself.
         let disk = asked.disk.is_none_or(|disk| status.disk_bytes == disk && status.root_bytes >= disk / 8 * 7);
-        self.reached(Some(status)) == asked.wanted && disk
+        self.reached(Some(status)) == goal && disk
+    }
+
+    /// Whether there is an agent to ask. One that never spoke is not waited for; a woken machine's has spoken before.
+    fn has_agent(&self) -> bool {
+        self.woke || self.hello(Duration::ZERO).is_some()
     }
 
     /// The size that the guest took *and* can use, as it says itself.

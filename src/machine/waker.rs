@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use catnap_guest::protocol::{Hello, Identity, Reply, Request, Status, VERSION, Wake, WakeDisk};
@@ -19,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TRYING: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a guest may take to get its new size. Then its ports are opened in any case.
-pub const SETTLING: Duration = Duration::from_secs(30);
+pub const SETTLING: Duration = Duration::from_secs(60);
 
 /// How a machine is to wake.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +40,18 @@ pub(super) fn start(machine: &Arc<Machine>, wakeup: Wakeup) -> io::Result<()> {
     }
     let machine = Arc::downgrade(machine);
     small("waker").spawn(move || {
+        // At the same time, so that an agent which does not answer keeps nobody out for longer than that.
+        let sizing = match (&wakeup.asked, machine.upgrade()) {
+            (Some(asked), Some(machine)) if resizes => {
+                let (asked, sized) = (asked.clone(), machine.clone());
+                let thread = small("size").spawn(move || settle(&sized, &asked));
+                // Without a thread for it there is no word of the size, but the ports must not stay closed.
+                thread.inspect_err(|_| open(&machine)).ok()
+            }
+            _ => None,
+        };
         let hello = keep_telling(&machine, &wakeup);
-        if let (true, Some(machine), Some(asked)) = (resizes, machine.upgrade(), &wakeup.asked) {
-            settle(&machine, asked);
-        }
+        let _ = sizing.map(JoinHandle::join);
         // Last, so that whoever waited for the agent finds the machine as it was wanted.
         if let (Some(machine), Some(hello)) = (machine.upgrade(), hello) {
             machine.greeting.take(hello);
@@ -62,6 +71,10 @@ fn settle(machine: &Machine, asked: &Asked) {
         Err(error) => tracing::error!("the machine does not get its new size: {error}"),
     }
     drop(alone);
+    open(machine);
+}
+
+fn open(machine: &Machine) {
     if let Err(error) = machine.forwarder.open() {
         tracing::error!("the forwarded ports stay closed: {error}");
     }

@@ -102,6 +102,7 @@ impl Agent {
             cpus: facts::cpus(),
             memory_bytes: facts::memory_bytes(),
             boot_memory_bytes: self.boot_memory,
+            available_bytes: facts::available_bytes(),
             disk_bytes: facts::root_disk_bytes().unwrap_or(0),
             root_bytes: facts::root_bytes(),
             uptime_seconds: facts::uptime_seconds(),
