@@ -139,6 +139,7 @@ impl Monitor {
             tracing::info!("the guest reboots");
             Ok(Machine::new(&self.stored.spec, &self.files, &self.media, Origin::Boot)?)
         });
+        self.media.wipe();
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {
             tracing::error!("{error}");

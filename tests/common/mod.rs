@@ -91,6 +91,13 @@ impl Builder {
 }
 
 impl Machine {
+    /// A machine that the test makes in its own way.
+    pub fn named(name: &str) -> Machine {
+        let machine = Machine { name: name.into(), ports: Vec::new() };
+        drop(machine.catnap("rm --force"));
+        machine
+    }
+
     /// `catnap VERB NAME`.
     pub fn catnap(&self, verb: &str) -> Ran {
         catnap(&[verb, &self.name])
