@@ -229,7 +229,7 @@ fn sizes_outside_the_envelope_take_another_boot(_: &Machine) {
 }
 
 fn clones_have_a_size_too(_: &Machine) {
-    let bella = Machine::called("bella");
+    let bella = Machine::named("bella");
     catnap(&["clone", "anna@small", "bella", "--cpus", "2", "--memory", "384M"]).succeeds();
     assert_eq!(bella.sh("nproc"), "2");
     assert!((320..=384).contains(&(total(&bella) / MIB)));

@@ -81,6 +81,12 @@ run_guest_tests() {
             if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
         done
     done
+    # It restarts the whole host, so only one that is emulated will do.
+    if [[ $where = lab && host-restart-test = *"$filter"* ]]; then
+        before=${#failed[@]}
+        step host-restart-test "$root/scripts/lib/host-restart-test" "$bin" "$home"
+        if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+    fi
     [ $lost = 0 ] || keep_logs
     say "── guest tests in the $where: $passed passed, $lost failed"
     [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"

@@ -11,7 +11,7 @@ use crate::control::protocol::{self, Ended, Status};
 use crate::control::{Client, Code, Failure};
 use crate::disk::Mark;
 use crate::image;
-use crate::machine::{self, Drive, Files, Layer, Saved, Shape};
+use crate::machine::{self, Drive, Files, Layer, Saved, Shape, Standing};
 use crate::snapshot::memory::MAX_LENGTH;
 use crate::snapshot::{Kind, MAX_STATE, Role};
 use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Size};
@@ -208,7 +208,9 @@ impl House {
             memory_bytes: size.map_or(spec.memory.bytes(), |size| size.memory),
             forwards: spec.forwards,
             ephemeral: match &status {
-                Some(status) => status.ephemeral.iter().map(seen).collect(),
+                Some(status) => {
+                    status.ephemeral.iter().filter(|drive| drive.state != Standing::Lost).map(seen).collect()
+                }
                 None => spec.ephemeral,
             },
             uptime_seconds: record.filter(|_| status.is_some()).map(|record| record.age()),

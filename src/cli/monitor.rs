@@ -146,6 +146,7 @@ impl Monitor {
             let spec = House::open()?.machine(&self.stored.spec.name)?.spec;
             Ok(Machine::new(&spec, &self.files, &self.media, Origin::Boot)?)
         });
+        self.media.wipe();
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {
             tracing::error!("{error}");

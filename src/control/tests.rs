@@ -15,7 +15,7 @@ use super::api::Api;
 use super::client::{Client, Error};
 use super::failure::{Code, Failure};
 use super::host::{Guest, Host};
-use super::protocol::{Ended, State, Stop, Wait};
+use super::protocol::{Ended, Resize, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
 use crate::disk::Mark;

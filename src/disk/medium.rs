@@ -195,14 +195,10 @@ impl Medium {
         }
     }
 
-    fn history(&self) -> MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Medium {
-    fn drop(&mut self) {
-        let history = self.history();
+    /// Gives everything that was written back to the host, and removes the file. For whoever still has it, the medium
+    /// is lost.
+    pub fn wipe(&self) {
+        let mut history = self.history();
         let there = fs::symlink_metadata(&history.path);
         let is_it = |here: &fs::Metadata| {
             there.as_ref().is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino()))
@@ -211,10 +207,21 @@ impl Drop for Medium {
         if history.path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".given-")) {
             return;
         }
+        history.lost = history.lost.or(Some("it was given up"));
         if self.file.metadata().is_ok_and(|here| is_it(&here)) {
             let _ = fs::remove_file(&history.path);
         }
         let _ = self.file.set_len(0);
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Medium {
+    fn drop(&mut self) {
+        self.wipe();
     }
 }
 

@@ -95,8 +95,18 @@ impl Bays {
         if self.drives().iter().any(|drive| drive.at == wanted.at) {
             return Err(BayError::Taken(wanted.at.clone()));
         }
-        let bay = self.empty()?;
-        self.fill(bay, wanted, ready).inspect_err(|_| self.empty_out(bay))
+        let mut refused = BayError::Full;
+        for bay in self.usable(ready)? {
+            match self.fill(bay, wanted, ready) {
+                Ok(()) => return Ok(()),
+                // Somebody may still hold what was in this bay; the next one is as good.
+                Err(error) => {
+                    self.empty_out(bay);
+                    refused = error;
+                }
+            }
+        }
+        Err(refused)
     }
 
     /// Takes the medium out of the bay that is called `what` or mounted there, and with it all that is on it. The
@@ -157,8 +167,7 @@ impl Bays {
     pub(super) fn replace_lost(&self, ready: bool) {
         let _work = lock(&self.work);
         let lost: Vec<usize> = (0..self.devices.len()).filter(|bay| self.is_lost(*bay)).collect();
-        let mut free: Vec<usize> =
-            (0..self.devices.len()).filter(|bay| lock(&self.devices[*bay]).device().is_empty()).collect();
+        let mut free: Vec<usize> = (0..self.devices.len()).filter(|bay| self.is_empty(*bay)).collect();
         let mut let_go: Vec<usize> = lost.into_iter().filter(|bay| !ready || self.has_let_go(*bay)).collect();
         for wanted in self.media.wanted().to_vec() {
             if self.media.seats().iter().flatten().any(|seat| seat.at == wanted.at) {
@@ -201,12 +210,21 @@ impl Bays {
         self.settled.1.notify_all();
     }
 
-    fn empty(&self) -> Result<usize, BayError> {
+    /// The bays that are empty, and then those of which nobody holds any more what was lost.
+    fn usable(&self, ready: bool) -> Result<Vec<usize>, BayError> {
         if self.devices.is_empty() {
             return Err(BayError::NoBays);
         }
-        let empty = |bay: &usize| lock(&self.devices[*bay]).device().is_empty();
-        (0..self.devices.len()).find(empty).ok_or(BayError::Full)
+        let bays = 0..self.devices.len();
+        let mut usable: Vec<usize> = bays.clone().filter(|bay| self.is_empty(*bay)).collect();
+        if usable.is_empty() && ready {
+            usable.extend(bays.filter(|bay| self.is_lost(*bay) && self.has_let_go(*bay)));
+        }
+        Ok(usable)
+    }
+
+    fn is_empty(&self, bay: usize) -> bool {
+        lock(&self.devices[bay]).device().is_empty()
     }
 
     /// Puts a blank medium into a bay.
@@ -264,7 +282,7 @@ impl Bays {
     }
 
     fn is_lost(&self, bay: usize) -> bool {
-        !lock(&self.devices[bay]).device().is_empty() && self.media.seats()[bay].is_none()
+        !self.is_empty(bay) && self.media.seats()[bay].is_none()
     }
 
     fn was_at(&self, bay: usize, at: &str) -> bool {

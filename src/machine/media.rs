@@ -143,7 +143,7 @@ impl Media {
         let drive = |(bay, state): (usize, &BayState)| {
             let state = state.medium.as_ref()?;
             let seat = seats.get(bay).and_then(Option::as_ref);
-            let lost = seat.map_or(Some("it is not on this host"), |seat| seat.medium.lost());
+            let lost = seat.map_or(Some("what was on it is not on this host"), |seat| seat.medium.lost());
             Some(Drive {
                 bay: name(bay),
                 size: state.sectors.saturating_mul(SECTOR),
@@ -153,7 +153,15 @@ impl Media {
                 file: seat.map(|seat| seat.medium.path()),
             })
         };
-        states.iter().enumerate().filter_map(drive).collect()
+        let mut drives: Vec<Drive> = states.iter().enumerate().filter_map(drive).collect();
+        // One that is lost may be there still beside the one that took its place.
+        drives.sort_by_key(|drive| drive.state == Standing::Lost);
+        drives
+    }
+
+    /// Wipes all of them: the machine has ended.
+    pub fn wipe(&self) {
+        self.seats().iter_mut().filter_map(Option::take).for_each(|seat| seat.medium.wipe());
     }
 }
 

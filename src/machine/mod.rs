@@ -8,7 +8,7 @@
 //! | `states.rs` | the devices' states, saved and put back |
 //! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
 //! | `bays.rs`, `media.rs` | disks in the host's memory: put in, taken out, and what becomes of them |
-//! | `resize.rs` | giving and taking vCPUs and RAM |
+//! | `shape.rs`, `resize.rs` | what was settled at the boot; giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
 //! | `waker.rs`, `greeting.rs`, `agent.rs` | telling the guest's agent that it woke; hearing from it; asking it |
 //! | `doorbell.rs` | hearing that a program in the guest has come to a certain place |
@@ -21,16 +21,17 @@ mod capture;
 mod console;
 mod devices;
 mod doorbell;
+mod error;
 mod forward;
 mod greeting;
 mod media;
 pub mod memory_file;
 mod resize;
+mod shape;
 mod states;
 mod wake;
 mod waker;
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -39,28 +40,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use catnap_guest::protocol::{AGENT_PORT, DOORBELL_PORT, HOST_PORT, Hello};
-use serde::{Deserialize, Serialize};
-use vm_memory::GuestAddress;
 
-use crate::devices::cpus::CpuError;
+use crate::boot;
+use crate::devices::generation;
 use crate::devices::virtio::gate::Gate;
-use crate::devices::virtio::memory::RequestError;
 use crate::devices::virtio::vsock;
 use crate::devices::virtio::worker::Worker;
-use crate::devices::{self as device_room, generation, virtio};
-use crate::disk::{self, Mark};
+use crate::disk::Mark;
 use crate::kvm::{self, Switch, Team, Vm};
-use crate::mem::{self, GuestMemory, layout};
+use crate::mem::{self, GuestMemory};
 use crate::spec::{Ephemeral, MachineSpec};
-use crate::{boot, snapshot};
 
 pub use crate::kvm::End;
 pub use bays::BayError;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
 pub use doorbell::{Armed, Doorbell, Visitor};
+pub use error::Error;
 pub use media::{Drive, Media, Standing};
 pub use resize::{Asked, Resized, Seen, Size};
+pub use shape::Shape;
 pub use states::{DeviceStates, Virtio};
 pub use wake::{Layer, Saved, marks};
 pub use waker::{SETTLING, Wakeup};
@@ -89,48 +88,6 @@ pub struct Files {
     pub console_log: PathBuf,
 }
 
-/// What of a machine's size was settled at its boot, and stays until the next one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
-    /// vCPUs at the boot.
-    pub cpus: u32,
-    /// The most vCPUs.
-    pub max_cpus: u32,
-    /// RAM at the boot, in bytes. What is more than that was plugged in.
-    pub boot_memory: u64,
-    /// The most RAM, in bytes.
-    pub max_memory: u64,
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [boot, max] = [self.boot_memory, self.max_memory].map(crate::spec::Size);
-        write!(f, "1 to {} vCPUs and {boot} to {max} of memory", self.max_cpus)
-    }
-}
-
-impl Shape {
-    /// The shape of a machine that boots.
-    pub fn of(spec: &MachineSpec) -> Shape {
-        Shape {
-            cpus: spec.cpus,
-            max_cpus: spec.max_cpus,
-            boot_memory: spec.memory.bytes(),
-            max_memory: spec.max_memory.bytes(),
-        }
-    }
-
-    /// Where its RAM lies, plugged in or not: addresses and lengths in bytes.
-    pub fn regions(&self) -> Vec<(GuestAddress, u64)> {
-        layout::all(self.boot_memory, self.max_memory)
-    }
-
-    /// Where the part lies that can be plugged in, if there is one.
-    pub fn pluggable(&self) -> Option<(GuestAddress, u64)> {
-        layout::pluggable(self.boot_memory, self.max_memory)
-    }
-}
-
 /// What a machine is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -140,106 +97,6 @@ pub enum State {
     Paused,
     /// It has ended.
     Ended(End),
-}
-
-/// Why a machine cannot be built, or cannot do what is asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// RAM.
-    #[error(transparent)]
-    Memory(#[from] mem::Error),
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] kvm::Error),
-    /// Kernel and initramfs.
-    #[error(transparent)]
-    Boot(#[from] boot::Error),
-    /// The root disk.
-    #[error(transparent)]
-    Disk(#[from] disk::Error),
-    /// A device.
-    #[error(transparent)]
-    Device(#[from] device_room::Error),
-    /// A virtio device.
-    #[error(transparent)]
-    Virtio(#[from] virtio::Error),
-    /// The vsock device.
-    #[error(transparent)]
-    Vsock(#[from] vsock::Error),
-    /// A port of the host that leads into the guest.
-    #[error(transparent)]
-    Forward(#[from] forward::Error),
-    /// The console's log.
-    #[error("the console cannot be logged to {path}: {source}")]
-    Console {
-        /// The log.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A thread or a descriptor.
-    #[error("the host has no more threads or descriptors: {0}")]
-    Host(#[source] io::Error),
-    /// A snapshot's file cannot be used to wake from.
-    #[error("{path} cannot be woken from: {why}")]
-    Unsound {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A saved state of a machine that can grow, for one that cannot, or the other way round.
-    #[error("the saved state is that of a machine of another shape")]
-    Shape,
-    /// The state of the machine cannot be written down.
-    #[error("the machine's state cannot be saved: {0}")]
-    State(#[from] snapshot::StateError),
-    /// The files of a snapshot.
-    #[error(transparent)]
-    Snapshot(#[from] snapshot::Error),
-    /// Writing or loading guest memory.
-    #[error(transparent)]
-    MemoryFile(#[from] memory_file::Error),
-    /// A file of a snapshot under way.
-    #[error(transparent)]
-    File(#[from] crate::sys::files::Error),
-    /// A vCPU that cannot be given or taken.
-    #[error(transparent)]
-    Cpu(#[from] CpuError),
-    /// RAM that cannot be plugged in.
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    /// More or less than the machine can have.
-    #[error("the machine can have {shape}, so it cannot have {wanted}")]
-    Envelope {
-        /// What was wanted.
-        wanted: Size,
-        /// What it can have.
-        shape: Shape,
-    },
-    /// Memory comes and goes in steps.
-    #[error("{} of memory cannot be had: it grows from {} in steps of {}", crate::spec::Size(*wanted), crate::spec::Size(*boot), crate::spec::MEMORY_STEP)]
-    Step {
-        /// What was wanted, in bytes.
-        wanted: u64,
-        /// What it booted with, in bytes.
-        boot: u64,
-    },
-    /// A guest that stands still cannot follow.
-    #[error("the machine is paused, so its guest cannot follow")]
-    Paused,
-    /// Whoever wanted the snapshot does not want it any more.
-    #[error("the snapshot was cancelled")]
-    Cancelled,
-    /// A bay.
-    #[error(transparent)]
-    Bay(#[from] BayError),
-    /// Too many devices.
-    #[error("a machine has room for {0} virtio devices")]
-    NoSlot(u32),
-    /// The machine has ended.
-    #[error("the machine has ended")]
-    Ended,
 }
 
 /// A virtual machine with its devices.

@@ -13,7 +13,7 @@ fn a_machine_that_was_never_started_is_shown_and_removed() {
     assert_eq!((&view["name"], &view["state"], &view["cpus"]), (&"anna".into(), &"stopped".into(), &1.into()));
     assert_eq!((&view["image"], &view["memory_bytes"]), (&"empty".into(), &(64 << 20).into()));
     assert_eq!(view["forwards"], serde_json::json!([{"host": port, "guest": 80}]));
-    assert!(house.catnap("ps").out.contains(&format!("anna  stopped  empty  1     64M     {port}:80  -\n")));
+    assert!(house.catnap("ps").out.contains(&format!("anna  stopped  empty  1     64M     {port}:80  -          -\n")));
     house.catnap("ps -q").gives("anna\n");
     house.catnap("ps -q --running").gives("");
     let all: serde_json::Value = serde_json::from_str(&house.catnap("inspect anna").out).unwrap();

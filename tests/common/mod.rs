@@ -91,9 +91,11 @@ impl Builder {
 }
 
 impl Machine {
-    /// A machine that something else makes, to be removed with the test.
-    pub fn called(name: &str) -> Machine {
-        Machine { name: name.into(), ports: Vec::new() }
+    /// A machine that the test makes in its own way.
+    pub fn named(name: &str) -> Machine {
+        let machine = Machine { name: name.into(), ports: Vec::new() };
+        drop(machine.catnap("rm --force"));
+        machine
     }
 
     /// `catnap VERB NAME`.
