@@ -79,7 +79,8 @@ pub(super) fn mount(bay: &str, at: &str, size: u64) -> Result<(), String> {
 /// unmounted also when it is in use or does not answer, and without it that is an error.
 pub(super) fn unmount(bay: &str, force: bool) -> Result<bool, String> {
     let disk = find(bay)?;
-    for mount in mounted(&disk).iter().rev() {
+    let mounts = mounted(&disk);
+    for mount in mounts.iter().rev() {
         let failed = |error: Errno| match error {
             Errno::EBUSY => format!("{} is in use", mount.at.display()),
             error => format!("{}: {error}", mount.at.display()),
@@ -101,7 +102,10 @@ pub(super) fn unmount(bay: &str, force: bool) -> Result<bool, String> {
             debug_assert!(done.is_some());
         }
     }
-    let _ = fs::remove_file(LOST);
+    // Whoever lets go of a disk has read the note. To ask again whether it is free, as after a wake, is not to do so.
+    if !mounts.is_empty() {
+        let _ = fs::remove_file(LOST);
+    }
     Ok(until(LETTING_GO, || !is_held(&disk.node)).is_some())
 }
 
