@@ -19,6 +19,8 @@ mod console;
 mod devices;
 mod doorbell;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod greeting;
 pub mod memory_file;
 mod resize;
@@ -192,6 +194,14 @@ pub enum Error {
     /// Writing or loading guest memory.
     #[error(transparent)]
     MemoryFile(#[from] memory_file::Error),
+    /// Writing guest memory.
+    #[error("{path}: {source}")]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why it failed.
+        source: memory_file::Error,
+    },
     /// A file of a snapshot under way.
     #[error(transparent)]
     File(#[from] crate::sys::files::Error),
