@@ -3,10 +3,9 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use catnap::snapshot::memory::{Index, PAGE, Source, resolve};
+use catnap::snapshot::memory::{Index, PAGE, Piece, Region, Source, resolve};
 use catnap::store::Store;
 use catnap::sys::home::Home;
 use common::naps::{Swept, wake};
@@ -18,7 +17,7 @@ const STEP: u64 = 256 * PAGE;
 #[test]
 fn base_and_differences_are_the_memory_of_that_instant() {
     let _swept = Swept;
-    let anna = machine("anna").cpus(2).publish(80).boot();
+    let anna = machine("anna").cpus(2).with(["--max-memory", "512M"]).publish(80).boot();
     anna.snapshot("base", &[]);
     for tag in ["first", "second"] {
         work(&anna);
@@ -56,50 +55,78 @@ fn work(machine: &Machine) {
 /// The memory of a snapshot of a machine that has stood still since then is what is in its monitor.
 fn is_the_memory_of(machine: &Machine, snapshot: &str) {
     let store = Store::open(&Home::from_env().expect("a home")).expect("a store");
-    let chain = store.memory_chain(&store.resolve(snapshot).expect("a snapshot")).expect("its memory");
-    let indices: Vec<Index> = chain.iter().map(|one| Index::read(&one.dir).expect("an index")).collect();
-    let data: Vec<File> = chain.iter().map(|one| File::open(one.dir.join("memory")).expect("a memory")).collect();
-    let pieces = resolve(&indices.iter().collect::<Vec<_>>()).expect("a memory");
-    assert_eq!(pieces.first().expect("a piece").address, 0, "RAM begins at 0");
-    let ram = pieces.last().map_or(0, |piece| piece.address + piece.length);
-    let monitor = Monitor::of(machine.pid(), ram);
-    let (mut ours, mut theirs, mut differ) = (vec![0; STEP as usize], vec![0; STEP as usize], 0);
-    for piece in &pieces {
-        for at in (0..piece.length).step_by(STEP as usize) {
-            let length = STEP.min(piece.length - at) as usize;
-            match piece.source {
-                Source::Zeros => ours[..length].fill(0),
-                Source::Layer { layer, offset } => {
-                    data[layer].read_exact_at(&mut ours[..length], offset + at).expect("bytes");
+    let saved = Saved::new(&store, snapshot);
+    let monitor = Monitor::of(machine.pid());
+    for region in saved.regions.clone() {
+        let places = monitor.places(region.length);
+        // Neighbours in memory look like one place, and RAM is at one end of it.
+        let differ = places.iter().map(|place| saved.differing(region, &monitor, *place)).min();
+        let (pages, layers) = (region.length / PAGE, saved.data.len());
+        println!("  {snapshot}: {layers} layers, {differ:?} of {pages} pages from {:#x} differ", region.start);
+        assert_eq!(differ, Some(0), "pages of {snapshot} are not what the guest had");
+    }
+}
+
+/// A snapshot's memory.
+struct Saved {
+    regions: Vec<Region>,
+    pieces: Vec<Piece>,
+    data: Vec<File>,
+}
+
+impl Saved {
+    fn new(store: &Store, snapshot: &str) -> Saved {
+        let chain = store.memory_chain(&store.resolve(snapshot).expect("a snapshot")).expect("its memory");
+        let indices: Vec<Index> = chain.iter().map(|one| Index::read(&one.dir).expect("an index")).collect();
+        let data = chain.iter().map(|one| File::open(one.dir.join("memory")).expect("a memory")).collect();
+        let pieces = resolve(&indices.iter().collect::<Vec<_>>()).expect("a memory");
+        Saved { regions: indices[0].regions().to_vec(), pieces, data }
+    }
+
+    /// How many pages of a region are not what a monitor has, if the region is at `place` in it.
+    fn differing(&self, region: Region, monitor: &Monitor, place: u64) -> usize {
+        let (mut ours, mut theirs, mut differ) = (vec![0; STEP as usize], vec![0; STEP as usize], 0);
+        let inside = region.start..region.start + region.length;
+        for piece in self.pieces.iter().filter(|piece| inside.contains(&piece.address)) {
+            for at in (0..piece.length).step_by(STEP as usize) {
+                let (address, length) = (piece.address + at, STEP.min(piece.length - at) as usize);
+                let (ours, theirs) = (&mut ours[..length], &mut theirs[..length]);
+                if monitor.is_untouched(place + address - region.start, length as u64) {
+                    theirs.fill(0);
+                } else {
+                    monitor.memory.read_exact_at(theirs, place + address - region.start).expect("RAM");
                 }
-            }
-            monitor.read(piece.address + at, &mut theirs[..length]);
-            let pages = ours[..length].chunks(PAGE as usize).zip(theirs[..length].chunks(PAGE as usize));
-            for (page, (ours, theirs)) in pages.enumerate() {
-                if ours != theirs {
+                match piece.source {
+                    Source::Zeros => ours.fill(0),
+                    Source::Layer { layer, offset } => {
+                        self.data[layer].read_exact_at(ours, offset + at).expect("bytes");
+                    }
+                }
+                let pages = ours.chunks(PAGE as usize).zip(theirs.chunks(PAGE as usize));
+                for (page, _) in pages.enumerate().filter(|(_, (ours, theirs))| ours != theirs) {
                     differ += 1;
-                    if differ <= 20 {
-                        let address = piece.address + at + page as u64 * PAGE;
-                        println!("    {address:#x} differs, which is from {:?}", piece.source);
+                    if differ <= 5 {
+                        println!("    {:#x} differs: {:?}", address + page as u64 * PAGE, piece.source);
                     }
                 }
             }
         }
+        differ
     }
-    println!("  {snapshot}: {} layers, {} pieces, {differ} of {} pages differ", chain.len(), pieces.len(), ram / PAGE);
-    std::io::stdout().flush().expect("a screen");
-    assert_eq!(differ, 0, "pages of {snapshot} are not what the guest had");
 }
 
 /// A monitor's memory, with the guest's RAM in it.
 struct Monitor {
     memory: File,
-    ram: u64,
+    pagemap: File,
+    /// Private memory that can be written, neighbours joined: where it begins and ends.
+    runs: Vec<(u64, u64)>,
+    /// Whether RAM was loaded from a snapshot's files, which may have more than was looked at so far.
+    in_a_file: bool,
 }
 
 impl Monitor {
-    /// Finds RAM: so many bytes of private memory that can be written, in one mapping or in neighbours.
-    fn of(pid: i32, ram: u64) -> Monitor {
+    fn of(pid: i32) -> Monitor {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("a process of ours");
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for line in maps.lines().filter(|line| line.split(' ').nth(1) == Some("rw-p")) {
@@ -110,15 +137,24 @@ impl Monitor {
                 _ => runs.push((start, end)),
             }
         }
-        let fitting: Vec<_> = runs.into_iter().filter(|(start, end)| end - start >= ram).collect();
-        println!("  RAM of {} MiB may be at {fitting:x?}", ram >> 20);
-        assert_eq!(fitting.len(), 1, "one place for {ram} bytes of RAM");
-        let (start, end) = fitting[0];
-        assert_eq!(end - start, ram, "RAM has joined a neighbour");
-        Monitor { memory: File::open(format!("/proc/{pid}/mem")).expect("memory of a process of ours"), ram: start }
+        let open = |what| File::open(format!("/proc/{pid}/{what}")).expect("a process of ours");
+        let in_a_file = maps.lines().any(|line| line.ends_with("/memory"));
+        Monitor { memory: open("mem"), pagemap: open("pagemap"), runs, in_a_file }
     }
 
-    fn read(&self, address: u64, to: &mut [u8]) {
-        self.memory.read_exact_at(to, self.ram + address).expect("RAM");
+    /// Where so many bytes of RAM may begin.
+    fn places(&self, length: u64) -> Vec<u64> {
+        let fitting = self.runs.iter().filter(|(start, end)| end - start >= length);
+        let mut places: Vec<u64> = fitting.flat_map(|(start, end)| [*start, end - length]).collect();
+        places.dedup();
+        places
+    }
+
+    /// Whether none of these pages was ever there, so that reading them, which takes long, gives zeros.
+    /// See Documentation/admin-guide/mm/pagemap.rst.
+    fn is_untouched(&self, address: u64, length: u64) -> bool {
+        let mut entries = vec![0; (length / PAGE * 8) as usize];
+        let known = self.pagemap.read_exact_at(&mut entries, address / PAGE * 8).is_ok();
+        known && !self.in_a_file && entries.iter().all(|byte| *byte == 0)
     }
 }
