@@ -50,7 +50,8 @@ fn snapshot_under_inserts(anna: &Machine, mode: &str) -> i64 {
         for _ in 0..4 {
             scope.spawn(visitor);
         }
-        sleep(Duration::from_millis(700));
+        let begun = last.load(Ordering::SeqCst);
+        within(PATIENCE, "rows are acknowledged", || last.load(Ordering::SeqCst) >= begun + 20);
         let before = last.load(Ordering::SeqCst);
         anna.snapshot(mode, &["--mode", mode]);
         let after = last.load(Ordering::SeqCst);

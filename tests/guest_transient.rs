@@ -355,7 +355,7 @@ fn a_file_that_is_removed_or_cut_is_an_io_error(anna: &Machine) {
 #[test]
 fn a_full_tmpfs_is_an_io_error_to_the_guest_and_to_nobody_else() {
     let anna = machine("anna").boot();
-    let small = |options: &[&str]| namespace::catnap_with_small_shm("24m", options);
+    let small = |options: &[&str]| namespace::catnap_with_small_shm(24, options);
     let words = ["run", "kitten", "--name", "ben", "--ephemeral", "20M"];
     let ben = Machine::named("ben");
     let Some(ran) = small(&words) else { return println!("this host lets nobody have namespaces") };

@@ -18,7 +18,7 @@ use crate::control::{Code, Failure, Keeper};
 use crate::disk;
 use crate::machine::{self, Files, Machine, Media, Origin, Size, Wakeup};
 use crate::spec::Name;
-use crate::store::{self, RunLock};
+use crate::store::{self, RunLock, Store};
 use crate::sys::limits;
 use crate::sys::process::{self, Signals};
 
@@ -67,6 +67,7 @@ fn report(report: Report) -> Result<(), Failure> {
 
 /// A machine that runs, with all that belongs to it.
 struct Monitor {
+    store: Store,
     stored: store::Machine,
     files: Files,
     host: Arc<Host>,
@@ -129,7 +130,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
     let record = Record::begin();
     record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
-    Ok(Monitor { stored, files, host, machine, media, server, record, lock })
+    Ok(Monitor { store: house.store().clone(), stored, files, host, machine, media, server, record, lock })
 }
 
 impl Monitor {
@@ -139,6 +140,13 @@ impl Monitor {
         // When no thread can be had, signals stay unheard; `catnap stop` works all the same.
         let _ = thread::Builder::new().name("signals".into()).stack_size(64 * 1024).spawn(move || {
             heed(&signals, &host);
+        });
+        // What killed monitors have left half done in the store; nobody waits for it.
+        let store = self.store.clone();
+        let _ = thread::Builder::new().name("sweep".into()).stack_size(64 * 1024).spawn(move || match store.sweep() {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!("{swept} half-made things were left in the store, and are removed"),
+            Err(error) => tracing::warn!("what is left half made in the store stays: {error}"),
         });
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");

@@ -102,6 +102,11 @@ impl From<machine::Error> for Failure {
             machine::Error::Unsound { .. } | machine::Error::MemoryFile(machine::memory_file::Error::Length { .. }) => {
                 is(Code::Verify).hint("catnap snapshot verify; --cold boots from the disks alone")
             }
+            machine::Error::Write { source: machine::memory_file::Error::Write { source, .. }, .. }
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                is(Code::Failed).hint("catnap snapshot prune makes room")
+            }
             _ => is(Code::Failed),
         }
     }

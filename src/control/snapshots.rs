@@ -77,12 +77,11 @@ impl Keeper {
             Mode::Quiesced => Kind::Quiesced,
         };
         let mut draft = self.draft(kind, request)?;
-        let visitor = if request.at_doorbell { Some(await_ring(guest, watch)?) } else { None };
-        let visitor = match request.mode {
+        let mut visitor = if request.at_doorbell { Some(await_ring(guest, watch)?) } else { None };
+        if request.mode == Mode::Quiesced {
             // What is in the middle of something must come to its end before it can hold still.
-            Mode::Quiesced => None,
-            Mode::Live | Mode::Crash => visitor,
-        };
+            visitor = None;
+        }
         let frozen = match request.mode {
             Mode::Quiesced => Some(Frozen::freeze(guest)?),
             Mode::Live | Mode::Crash => None,

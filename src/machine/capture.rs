@@ -190,7 +190,7 @@ impl Machine {
             std::fs::write(&path, state.to_bytes()?).at("write", &path)?;
         }
         if let Some(writing) = moment.writing {
-            let bytes = wait(writing, watch)?;
+            let bytes = wait(writing, watch, &dir.join(memory::DATA))?;
             captured.memory = Some(CapturedMemory { parent: moment.parent, bytes });
         }
         Ok(captured)
@@ -257,7 +257,7 @@ impl Machine {
         Ok(())
     }
 
-    fn save(&self) -> Result<MachineState, Error> {
+    pub(super) fn save(&self) -> Result<MachineState, Error> {
         let mut state = MachineState::default();
         self.devices.states().put(&mut state)?;
         let (vm, vcpus) = self.vm.save(&self.team.vcpus())?;
@@ -306,13 +306,14 @@ impl Drop for Still<'_> {
 }
 
 /// Waits for the child, telling how far it is; gives the number of bytes that it wrote.
-fn wait(mut writing: Writing, watch: Watch<'_>) -> Result<u64, Error> {
+fn wait(mut writing: Writing, watch: Watch<'_>, path: &Path) -> Result<u64, Error> {
     loop {
         let now = writing.progress();
         if watch(Progress { phase: Phase::Memory, done: now.scanned, total: now.total }).is_break() {
             return Err(Error::Cancelled);
         }
-        if let Some(written) = writing.try_wait()? {
+        let written = writing.try_wait().map_err(|source| Error::Write { path: path.into(), source })?;
+        if let Some(written) = written {
             return Ok(written.written);
         }
         thread::sleep(TICK);

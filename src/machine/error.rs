@@ -65,6 +65,14 @@ pub enum Error {
     /// Writing or loading guest memory.
     #[error(transparent)]
     MemoryFile(#[from] memory_file::Error),
+    /// Writing guest memory.
+    #[error("{path}: {source}")]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why it failed.
+        source: memory_file::Error,
+    },
     /// A file of a snapshot under way.
     #[error(transparent)]
     File(#[from] crate::sys::files::Error),

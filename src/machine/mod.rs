@@ -23,6 +23,8 @@ mod devices;
 mod doorbell;
 mod error;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod greeting;
 mod media;
 pub mod memory_file;

@@ -4,6 +4,8 @@
 //! the digest of the manifest's exact bytes, and the manifest holds the digests of the files.
 
 mod digest;
+#[cfg(test)]
+mod fuzz;
 mod manifest;
 pub mod memory;
 mod state;

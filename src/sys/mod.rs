@@ -8,6 +8,8 @@ pub mod limits;
 pub mod local;
 pub mod lock;
 pub mod mmap;
+#[cfg(test)]
+pub mod mutate;
 pub mod peer;
 pub mod process;
 pub mod space;

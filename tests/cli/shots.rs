@@ -4,7 +4,7 @@ use std::fs;
 
 use catnap::disk::{Format, create_from_raw, create_overlay};
 use catnap::snapshot::memory::{Index, PAGE, Region, Run};
-use catnap::snapshot::{Backing, Disk, Kind, Machine, Manifest, MemoryInfo, Role, describe};
+use catnap::snapshot::{Backing, Disk, Kind, Machine, MachineState, Manifest, MemoryInfo, Role, STATE, describe};
 use catnap::store::{Snapshot, Store};
 
 /// Clusters of 64 KiB in every disk.
@@ -20,6 +20,7 @@ pub struct Shot<'a> {
     layers: Vec<(String, Layer<'a>)>,
     linked: Option<&'a Snapshot>,
     memory: Vec<(u64, u8)>,
+    state: bool,
 }
 
 enum Layer<'a> {
@@ -39,7 +40,7 @@ impl<'a> Shot<'a> {
             )
             .unwrap()
         });
-        Shot { store, manifest, layers: Vec::new(), linked: None, memory: Vec::new() }
+        Shot { store, manifest, layers: Vec::new(), linked: None, memory: Vec::new(), state: false }
     }
 
     pub fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Shot<'a> {
@@ -80,6 +81,12 @@ impl<'a> Shot<'a> {
         self.memory = pages.into();
         let info = MemoryInfo { parent: parent.map(|parent| parent.digest), bytes: pages.len() as u64 * PAGE };
         self.with(|manifest| manifest.memory = Some(info))
+    }
+
+    /// The state of a machine without parts.
+    pub fn state(mut self) -> Shot<'a> {
+        self.state = true;
+        self
     }
 
     /// Puts it into the store.
@@ -123,6 +130,10 @@ impl<'a> Shot<'a> {
             for (name, role) in [("memory", Role::Memory), ("memory.index", Role::MemoryIndex)] {
                 self.manifest.files.push(describe(staging.dir(), name, role).unwrap());
             }
+        }
+        if self.state {
+            fs::write(staging.dir().join(STATE), MachineState::default().to_bytes().unwrap()).unwrap();
+            self.manifest.files.push(describe(staging.dir(), STATE, Role::State).unwrap());
         }
         let name = self.manifest.name.clone();
         self.store.publish(staging, &self.manifest, &name).unwrap()

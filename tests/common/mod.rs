@@ -98,6 +98,11 @@ impl Machine {
         machine
     }
 
+    /// A machine that something else has started or will.
+    pub fn booting(name: &str) -> Machine {
+        Machine { name: name.into(), ports: Vec::new() }
+    }
+
     /// `catnap VERB NAME`.
     pub fn catnap(&self, verb: &str) -> Ran {
         catnap(&[verb, &self.name])
