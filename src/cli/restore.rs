@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::home::House;
-use super::snapshot::create;
+use super::snapshot::{create, import};
 use super::{Outcome, checks, console, launch, start, stop, ui};
 use crate::control::protocol::{Mode, SnapshotRequest, Status};
 use crate::control::{Code, Failure, Keeper};
@@ -29,7 +29,8 @@ Examples:
   catnap restore anna@monday
   catnap restore anna@monday --replace
   catnap restore anna@monday --name anna-again -p 8081:80
-  catnap restore anna@monday --name anna-cold --cold")]
+  catnap restore anna@monday --name anna-cold --cold
+  catnap restore anna.catnap")]
 pub struct Args {
     /// The machine's name [default: that of the machine that was snapshotted]
     #[arg(short, long, conflicts_with = "replace")]
@@ -55,7 +56,7 @@ pub struct Args {
     /// How many seconds the guest has until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
-    /// The snapshot: a name, or sha256: and some digits (`catnap snapshot ls`)
+    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
 }
@@ -139,9 +140,12 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The snapshot that is meant, with no file changed of it or of what it lies over.
+/// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file is imported first.
 pub fn find(house: &House, reference: &str) -> Result<Snapshot, Failure> {
     let store = house.store();
+    if import::is_archive(reference) {
+        return import::bring(house, reference);
+    }
     let snapshot = store.resolve(reference).map_err(|error| match error {
         store::Error::NoSnapshot(_) => Failure::from(error).hint("catnap snapshot ls"),
         other => other.into(),

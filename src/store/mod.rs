@@ -20,7 +20,7 @@ mod removal;
 mod snapshots;
 mod staging;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod usage;
 mod verify;
 
@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use family::{Dependent, Family};
 pub use machines::{Condition, Machine, RunLock};
+pub use merge::Each;
 pub use removal::Alone;
 pub use snapshots::{Listed, Snapshot};
 pub use staging::Staging;
@@ -36,8 +37,9 @@ pub use verify::Seen;
 
 use crate::snapshot::{self, Digest};
 use crate::spec::Name;
-use crate::sys::files::{self, private_dir};
+use crate::sys::files::{self, At, private_dir};
 use crate::sys::home::Home;
+use crate::sys::space;
 
 /// Why the store cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +109,16 @@ pub enum Error {
     /// The machine's monitor lives.
     #[error("the machine {0} is running")]
     Running(Name),
+    /// The filesystem is too full.
+    #[error("{needed} bytes are needed in {path}, and {free} are free")]
+    NoRoom {
+        /// Where.
+        path: PathBuf,
+        /// In bytes.
+        needed: u64,
+        /// In bytes.
+        free: u64,
+    },
 }
 
 /// The longest list of dependents in a message.
@@ -144,6 +156,15 @@ impl Store {
     /// The folder that no disk's backing file may leave.
     pub fn root(&self) -> &Path {
         &self.home.data
+    }
+
+    /// Refuses to begin what needs more room than there is.
+    pub fn check_room(&self, needed: u64) -> Result<(), Error> {
+        let path = self.root();
+        match space::free(path).at("look at", path)? {
+            free if free < needed => Err(Error::NoRoom { path: path.into(), needed, free }),
+            _ => Ok(()),
+        }
     }
 
     fn folder(&self, name: &str) -> PathBuf {

@@ -65,13 +65,25 @@ impl Store {
         Ok(snapshot)
     }
 
+    /// The same with a manifest that came from elsewhere: its very bytes are kept, for its digest is of those, and
+    /// they may hold what only a later version knows.
+    pub fn publish_received(&self, staging: Staging, bytes: &[u8], name: &str) -> Result<Snapshot, Error> {
+        let manifest = Manifest::parse(bytes, Path::new(MANIFEST))?;
+        let snapshot = self.publish_bytes(staging, &manifest, bytes)?;
+        self.set_name(name, &snapshot.digest)?;
+        Ok(snapshot)
+    }
+
     /// The same without the name.
     pub(super) fn publish_nameless(&self, staging: Staging, manifest: &Manifest) -> Result<Snapshot, Error> {
-        let bytes = manifest.to_bytes()?;
-        let digest = Digest::of(&bytes);
+        self.publish_bytes(staging, manifest, &manifest.to_bytes()?)
+    }
+
+    fn publish_bytes(&self, staging: Staging, manifest: &Manifest, bytes: &[u8]) -> Result<Snapshot, Error> {
+        let digest = Digest::of(bytes);
         let dir = self.snapshot_dir(&digest);
         let path = staging.dir().join(MANIFEST);
-        fs::write(&path, &bytes).at("write", &path)?;
+        fs::write(&path, bytes).at("write", &path)?;
         for file in names_in(staging.dir())? {
             if file != MANIFEST && !manifest.files.iter().any(|listed| listed.name == file) {
                 return Err(Error::Damaged { path: staging.dir().join(file), why: "it is not in the manifest".into() });
