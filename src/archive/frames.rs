@@ -29,7 +29,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 type Job = io::Result<Vec<u8>>;
 
 /// Starts the workers; gives the ways to each and from each.
-fn workers<W>(count: usize, worker: impl Fn() -> io::Result<W>) -> io::Result<(Vec<SyncSender<Job>>, Vec<Receiver<Job>>)>
+fn workers<W>(
+    count: usize,
+    worker: impl Fn() -> io::Result<W>,
+) -> io::Result<(Vec<SyncSender<Job>>, Vec<Receiver<Job>>)>
 where
     W: FnMut(Vec<u8>) -> Job + Send + 'static,
 {
@@ -269,7 +272,8 @@ mod tests {
             assert!(written(&content[..length], 3) == one, "the threads cannot be told by what they wrote");
             assert!(read(one.clone(), 1).unwrap() == content[..length]);
             assert!(read(one.clone(), 5).unwrap() == content[..length]);
-            assert!(zstd::decode_all(&one[..]).unwrap() == content[..length], "zstd reads it too");
+            // Nothing at all is no frame.
+            assert!(length == 0 || zstd::decode_all(&one[..]).unwrap() == content[..length], "zstd reads it too");
         }
     }
 

@@ -116,7 +116,10 @@ fn check_whole(manifest: &Manifest) -> Result<(), Error> {
     if [Role::State, Role::Memory, Role::MemoryIndex].map(count) != [memory; 3]
         || manifest.memory.is_some() != (memory == 1)
     {
-        return Err(Error::refused(format!("its memory and state are not those of a {} snapshot", manifest.kind.name())));
+        return Err(Error::refused(format!(
+            "its memory and state are not those of a {} snapshot",
+            manifest.kind.name()
+        )));
     }
     if count(Role::Kernel) != 1 || count(Role::Initrd) > 1 {
         return Err(Error::refused("it has not one kernel, or more than one initrd"));
@@ -187,7 +190,10 @@ fn read_file(
         return Err(Error::refused(format!("it is cut off in {}", file.name)));
     }
     if digest != file.digest || pieces.as_ref() != file.chunks.as_ref().map(|chunks| &chunks.digests) {
-        return Err(Error::refused(format!("{} is damaged: its digest is {digest} in place of {}", file.name, file.digest)));
+        return Err(Error::refused(format!(
+            "{} is damaged: its digest is {digest} in place of {}",
+            file.name, file.digest
+        )));
     }
     to.set_len(file.size).at("write", &path)?;
     read_padding(from, file.size)

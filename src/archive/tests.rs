@@ -81,7 +81,7 @@ fn pack(tar: &[u8]) -> Vec<u8> {
 /// Nothing of an archive is in the store.
 #[track_caller]
 fn nothing_is_left(store: &Store) {
-    for folder in ["snapshots", "names", "verified", "staging"] {
+    for folder in ["snapshots", "names", "verified", "arrived", "staging"] {
         assert_eq!(names_in(&store.root().join(folder)).unwrap(), [""; 0], "{folder}");
     }
 }
@@ -90,20 +90,21 @@ fn nothing_is_left(store: &Store) {
 fn snapshots_of_every_kind_arrive_as_they_were() {
     let (_dir, here) = store();
     let [kitten, one, two] = chain(&here);
-    for (snapshot, memory, kind) in [
-        (&kitten, true, Kind::Clean),
-        (&one, true, Kind::Live),
-        (&two, true, Kind::Live),
-        (&two, false, Kind::Crash),
-    ] {
+    for (snapshot, memory, kind) in
+        [(&kitten, true, Kind::Clean), (&one, true, Kind::Live), (&two, true, Kind::Live), (&two, false, Kind::Crash)]
+    {
         let (bytes, digest) = export(&here, snapshot, memory);
         assert!(bytes == export(&here, snapshot, memory).0, "there is one right archive");
         let (_dir, there) = store();
         let arrived = take(&there, &bytes, Naming::Own).unwrap();
-        assert_eq!((arrived.snapshot.digest, arrived.name.as_str(), arrived.known), (digest, &*snapshot.manifest.name, false));
+        assert_eq!(
+            (arrived.snapshot.digest, arrived.name.as_str(), arrived.known),
+            (digest, &*snapshot.manifest.name, false)
+        );
         let landed = there.resolve(&snapshot.manifest.name).unwrap();
         assert_eq!((landed.manifest.kind, landed.manifest.needs().count()), (kind, 0));
         there.verify(&landed, |_, _| {}).unwrap();
+        assert!(there.has_arrived(&digest) && !here.has_arrived(&snapshot.digest));
         assert_eq!(digest == snapshot.digest, snapshot.digest == kitten.digest, "what was whole is the same there");
         let going = if memory { snapshot.clone() } else { Store::without_memory(snapshot) };
         assert!(contents(&there, &landed) == contents(&here, &going));
@@ -153,7 +154,9 @@ fn names_that_are_taken_stay_with_their_snapshots() {
 fn what_cannot_boot_does_not_go() {
     let (_dir, store) = store();
     let made = Made::new(Kind::Clean, "x").disk(None).publish(&store);
-    assert!(matches!(Outgoing::prepare(&store, &made, true, &mut |_| {}), Err(Error::Refused(why)) if why.contains("kernel")));
+    assert!(
+        matches!(Outgoing::prepare(&store, &made, true, &mut |_| {}), Err(Error::Refused(why)) if why.contains("kernel"))
+    );
 }
 
 /// An archive in its parts, which can be changed before it is put together.
@@ -280,7 +283,11 @@ fn manifests_that_do_not_fit_an_archive_are_refused() {
         ("is not sound", |f| f.manifest.files[0].name = "../kernel".into()),
         ("is not sound", |f| f.manifest.files[0].name = "machine.state".into()),
         ("has not one kernel", |f| f.manifest.files[0].role = Role::Initrd),
-        ("its disks are not of one file each", |f| f.manifest.files[0].role = Role::Disk),
+        ("its disks are not of one file each", |f| {
+            let more =
+                crate::snapshot::File { name: "root-1.qcow2".into(), role: Role::Disk, ..f.manifest.files[0].clone() };
+            f.manifest.files.push(more);
+        }),
         ("its disks are not of one file each", |f| f.manifest.disks.push(f.manifest.disks[0].clone())),
         ("larger than anything", |f| f.manifest.files.iter_mut().for_each(|file| file.size = u64::MAX)),
         ("the pieces of kernel are larger", |f| {
@@ -293,7 +300,7 @@ fn manifests_that_do_not_fit_an_archive_are_refused() {
         ("its state is not sound", |f| f.put("machine.state", b"{}")),
         ("memory.index is not sound", |f| f.put("memory.index", b"CATNAPMI")),
         ("its memory is not all of it", |f| f.put("memory.index", &index(&[1, 2], false))),
-        ("its memory is not all of it", |f| f.put("memory.index", &index(&[1], true))),
+        ("its memory is not all of it", |f| f.put("memory.index", &index(&[1, 2], true))),
         ("root-2.qcow2 is damaged", |f| f.put("root-2.qcow2", b"QFI\xfb")),
         ("bytes in place of", |f| f.manifest.disks[0].virtual_size += 512),
     ];
@@ -307,7 +314,8 @@ fn manifests_that_do_not_fit_an_archive_are_refused() {
     let (_dir, there) = store();
     let mut forged = Forged::new();
     let path = there.root().join("overlay");
-    crate::disk::create_overlay(&path, "/etc/shadow", crate::disk::Format::Raw, forged.manifest.disks[0].virtual_size).unwrap();
+    crate::disk::create_overlay(&path, "/etc/shadow", crate::disk::Format::Raw, forged.manifest.disks[0].virtual_size)
+        .unwrap();
     forged.put("root-2.qcow2", &fs::read(&path).unwrap());
     fs::remove_file(&path).unwrap();
     refused(&there, &pack(&forged.tar()), "its backing file is `/etc/shadow`");
@@ -338,7 +346,11 @@ fn what_is_no_archive_is_refused() {
         refused(&store, &whole[..cut], "it is cut off");
     }
     // A manifest of nearly any length, and frames of nothing but zeros, which are not even read.
-    refused(&store, &pack(&[entry(MANIFEST, tar::EntryType::Regular, 1 << 40).as_bytes(), &[b' '; 512][..]].concat()), "16777216");
+    refused(
+        &store,
+        &pack(&[entry(MANIFEST, tar::EntryType::Regular, 1 << 40).as_bytes(), &[b' '; 512][..]].concat()),
+        "16777216",
+    );
     refused(&store, &pack(&vec![0; FRAME * 3]), "it begins with ``");
     refused(&store, &pack(entry("kernel", tar::EntryType::Regular, 1).as_bytes()), "it begins with `kernel`");
 }
@@ -391,7 +403,11 @@ fn mangled_archives_are_refused_or_still_the_same() {
                 assert!(contents(&there, &arrived.snapshot) == contents(&origin, &kitten));
                 there.remove_snapshot(&arrived.snapshot.digest).unwrap();
             }
-            Err(Error::Refused(_) | Error::BadName(_) | Error::Store(store::Error::NoRoom { .. } | store::Error::Manifest(_))) => {}
+            Err(
+                Error::Refused(_)
+                | Error::BadName(_)
+                | Error::Store(store::Error::NoRoom { .. } | store::Error::Manifest(_)),
+            ) => {}
             Err(other) => panic!("{other:?}"),
         }
         nothing_is_left(&there);

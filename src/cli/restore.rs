@@ -22,8 +22,8 @@ A `live` snapshot resumes: processes go on where they were. Others have no memor
 as `--cold` has it done with a live one too. Memory is read as it is touched, so the size does not matter.
 
 The machine gets the name of the one that was snapshotted, if that is free. With --replace it takes the place of
-a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs gets an
-identity of its own: machine id, host name, entropy.
+a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs, or may run
+elsewhere because the snapshot was imported, gets an identity of its own: machine id, host name, entropy.
 
 Examples:
   catnap restore anna@monday
@@ -123,7 +123,9 @@ pub fn run(args: Args) -> Outcome {
         Err(error) => return Err(error.into()),
     }
     let runs = |name: &Name| house.machine(name).is_ok_and(|machine| machine.is_running().unwrap_or(false));
-    let new_identity = original.is_some_and(|original| original != name && runs(&original));
+    // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
+    let elsewhere = house.store().has_arrived(&snapshot.digest);
+    let new_identity = elsewhere || original.is_some_and(|original| original != name && runs(&original));
     let timeout = Duration::from_secs(args.timeout.into());
     let plan = Plan { snapshot: &snapshot, name: name.clone(), forwards, cold: args.cold, new_identity, timeout };
     let restored = carry_out(&house, plan, begun)?;

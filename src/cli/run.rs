@@ -166,8 +166,7 @@ mod tests {
 
     #[test]
     fn machines_without_a_name_are_called_after_their_image() {
-        let names =
-            ["kitten", "anna@monday", "sha256:abcd", "../x", "../anna@x.catnap", ".catnap"]
+        let names = ["kitten", "anna@monday", "sha256:abcd", "../x", "../anna@x.catnap", ".catnap"]
             .map(|image| numbered(image, 2).unwrap().to_string());
         assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2", "anna-2", "machine-2"]);
     }

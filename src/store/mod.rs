@@ -3,6 +3,7 @@
 //! ```text
 //! data/snapshots/DIGEST/{snapshot.json, …}   never changed once it is there
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
+//! data/arrived/DIGEST                        that the snapshot came from elsewhere
 //! data/names/NAME                            the digest that a name stands for
 //! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/staging/…                             what is being made; swept when its maker is gone
@@ -142,7 +143,7 @@ impl Store {
     /// Opens the store, making its folders when they are missing.
     pub fn open(home: &Home) -> Result<Store, Error> {
         let store = Store { home: home.clone() };
-        for folder in ["snapshots", "verified", "names", "machines", "staging"] {
+        for folder in ["snapshots", "verified", "arrived", "names", "machines", "staging"] {
             private_dir(&store.folder(folder))?;
         }
         Ok(store)

@@ -28,8 +28,12 @@ const VALUE: usize = 128;
 /// All forms, and the user's own strings.
 pub fn all(wanted: &[String]) -> Vec<Pattern> {
     let words = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect();
-    let pattern = |kind, anchors: &[&str], check: Check, show| {
-        Pattern { kind, anchors: words(anchors), any_case: false, check, show }
+    let pattern = |kind, anchors: &[&str], check: Check, show| Pattern {
+        kind,
+        anchors: words(anchors),
+        any_case: false,
+        check,
+        show,
     };
     let mut all = vec![
         pattern("private key", &["-----BEGIN "], pem, first_line),
@@ -51,7 +55,13 @@ pub fn all(wanted: &[String]) -> Vec<Pattern> {
         ..pattern("secret", &["api_key", "apikey", "secret", "access_token", "auth_token"], secret, assigned)
     });
     let of_user = wanted.iter().map(|text| text.as_bytes().to_vec()).collect();
-    all.push(Pattern { kind: "wanted", anchors: of_user, any_case: false, check: |_, _, length| Some(length), show: whole });
+    all.push(Pattern {
+        kind: "wanted",
+        anchors: of_user,
+        any_case: false,
+        check: |_, _, length| Some(length),
+        show: whole,
+    });
     all
 }
 
@@ -73,7 +83,13 @@ fn run(text: &[u8], like: impl Fn(u8) -> bool) -> usize {
 }
 
 /// Behind the anchor there are `least` to `most` such bytes and then none, and no word goes on into it.
-fn token(text: &[u8], before: Option<u8>, anchor: usize, (least, most): (usize, usize), like: fn(u8) -> bool) -> Option<usize> {
+fn token(
+    text: &[u8],
+    before: Option<u8>,
+    anchor: usize,
+    (least, most): (usize, usize),
+    like: fn(u8) -> bool,
+) -> Option<usize> {
     let length = run(&text[anchor..], like);
     let whole = before.is_none_or(|byte| !is_word(byte)) && (least..=most).contains(&length);
     whole.then_some(anchor + length)
@@ -82,7 +98,8 @@ fn token(text: &[u8], before: Option<u8>, anchor: usize, (least, most): (usize, 
 /// RFC 7468, and the headers of RFC 1421 that encrypted keys have.
 fn pem(text: &[u8], _: Option<u8>, anchor: usize) -> Option<usize> {
     let label = run(&text[anchor..], |byte| byte.is_ascii_uppercase() || byte == b' ');
-    let rest = text[anchor..][..label].ends_with(b"PRIVATE KEY").then(|| text[anchor + label..].strip_prefix(b"-----"))??;
+    let rest =
+        text[anchor..][..label].ends_with(b"PRIVATE KEY").then(|| text[anchor + label..].strip_prefix(b"-----"))??;
     let rest = rest.strip_prefix(b"\r").or(rest.strip_prefix(b"\\n")).unwrap_or(rest);
     let rest = rest.strip_prefix(b"\n").unwrap_or(rest);
     let body = run(rest, is_base64) >= 16 || rest.starts_with(b"Proc-Type:");
@@ -136,13 +153,18 @@ fn jwt(text: &[u8], before: Option<u8>, _: usize) -> Option<usize> {
 
 /// crypt(5), in a line of /etc/shadow.
 fn hash(text: &[u8], before: Option<u8>, anchor: usize) -> Option<usize> {
-    let length = run(&text[anchor..], |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'$' | b'=' | b','));
+    let length =
+        run(&text[anchor..], |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'$' | b'=' | b','));
     (before.is_some_and(is_word) && length >= 22).then_some(anchor + length)
 }
 
 /// RFC 3986: user, colon and password before an `@`.
 fn url(text: &[u8], before: Option<u8>, anchor: usize) -> Option<usize> {
-    let part = |text: &[u8]| run(text, |byte| byte.is_ascii_graphic() && !matches!(byte, b':' | b'/' | b'@' | b'"' | b'\'' | b'%' | b'<' | b'{' | b'$'));
+    let part = |text: &[u8]| {
+        run(text, |byte| {
+            byte.is_ascii_graphic() && !matches!(byte, b':' | b'/' | b'@' | b'"' | b'\'' | b'%' | b'<' | b'{' | b'$')
+        })
+    };
     let user = part(&text[anchor..]);
     let rest = text.get(anchor + user..)?.strip_prefix(b":")?;
     let password = part(rest);
@@ -163,7 +185,8 @@ fn secret(text: &[u8], _: Option<u8>, anchor: usize) -> Option<usize> {
 
 /// `word=value`, `word: "value"`, `"word": "value"`, and `word: value` if there is a digit in it.
 fn assignment(text: &[u8], anchor: usize, least: usize) -> Option<usize> {
-    let skip = |text: &[u8], of: &[u8], most: usize| text.iter().take(most).take_while(|byte| of.contains(byte)).count();
+    let skip =
+        |text: &[u8], of: &[u8], most: usize| text.iter().take(most).take_while(|byte| of.contains(byte)).count();
     let mut at = anchor;
     at += skip(&text[at..], b"\"'", 1);
     at += skip(&text[at..], b" \t", 2);

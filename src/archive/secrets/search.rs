@@ -38,8 +38,14 @@ pub type Sink<'a> = &'a mut dyn FnMut(&Pattern, u64, &[u8]);
 impl Search {
     /// A search for these patterns, whose anchors have at least three bytes.
     pub fn new(patterns: Vec<Pattern>) -> Search {
-        let mut search =
-            Search { patterns: Vec::new(), table: vec![0; 1 << 16], buckets: Vec::new(), buffer: Vec::new(), searched: 0, base: 0 };
+        let mut search = Search {
+            patterns: Vec::new(),
+            table: vec![0; 1 << 16],
+            buckets: Vec::new(),
+            buffer: Vec::new(),
+            searched: 0,
+            base: 0,
+        };
         for (index, pattern) in patterns.iter().enumerate() {
             for anchor in &pattern.anchors {
                 search.add(index, anchor, pattern.any_case);
@@ -145,13 +151,15 @@ mod tests {
         };
         pieces.iter().for_each(|(at, bytes)| search.feed(*at, bytes, &mut sink));
         search.end(&mut sink);
+        // Neighbours may be met the other way round.
+        places.sort_unstable();
         places
     }
 
     #[test]
     fn every_place_is_found_once_however_the_stream_is_cut() {
         let mut text = vec![b'.'; 5000];
-        let places = [0usize, 7, 1000, 1023, 1024, 2047, 3001, 4996];
+        let places = [0usize, 7, 1000, 1020, 1024, 2047, 3001, 4996];
         places.iter().for_each(|at| text[*at..at + 4].copy_from_slice(b"miau"));
         let expected: Vec<u64> = places.iter().map(|at| *at as u64).collect();
         for size in [1, 2, 3, 100, 1024, 1025, 4999, 5000] {

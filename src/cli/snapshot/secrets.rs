@@ -13,7 +13,9 @@ pub const HEADING: [&str; 5] = ["SNAPSHOT", "KIND", "WHAT", "TIMES", "WHERE"];
 pub fn wanted(text: &str) -> Result<String, String> {
     match WANTED.contains(&text.len()) {
         true => Ok(text.into()),
-        false => Err(format!("it has {} bytes, and {} to {} can be searched for", text.len(), WANTED.start(), WANTED.end())),
+        false => {
+            Err(format!("it has {} bytes, and {} to {} can be searched for", text.len(), WANTED.start(), WANTED.end()))
+        }
     }
 }
 

@@ -62,7 +62,8 @@ impl Store {
         if manifest.memory.as_ref().is_some_and(|memory| memory.parent.is_some()) {
             step("laying memories over each other");
             let count = self.memory_chain(snapshot)?.len();
-            manifest.memory = Some(MemoryInfo { parent: None, bytes: memory::merge(self, snapshot, count, into.dir())? });
+            manifest.memory =
+                Some(MemoryInfo { parent: None, bytes: memory::merge(self, snapshot, count, into.dir())? });
         }
         step("digesting");
         for old in &snapshot.manifest.files {
@@ -120,10 +121,8 @@ impl Store {
 }
 
 fn format(snapshot: &Snapshot, disk: &Disk) -> Result<Format, Error> {
-    Format::from_name(&disk.format).ok_or_else(|| Error::Damaged {
-        path: snapshot.dir.join(MANIFEST),
-        why: "a disk's format is not known".into(),
-    })
+    Format::from_name(&disk.format)
+        .ok_or_else(|| Error::Damaged { path: snapshot.dir.join(MANIFEST), why: "a disk's format is not known".into() })
 }
 
 fn taken(path: &Path) -> Result<u64, Error> {
