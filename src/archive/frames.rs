@@ -25,14 +25,13 @@ const LEVEL: i32 = 3;
 /// How long to wait before looking whether the user has had enough.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// One worker's way in and out.
+/// A frame, or why there is none.
 type Job = io::Result<Vec<u8>>;
+/// The ways to each worker, and from each.
+type Ways = (Vec<SyncSender<Job>>, Vec<Receiver<Job>>);
 
 /// Starts the workers; gives the ways to each and from each.
-fn workers<W>(
-    count: usize,
-    worker: impl Fn() -> io::Result<W>,
-) -> io::Result<(Vec<SyncSender<Job>>, Vec<Receiver<Job>>)>
+fn workers<W>(count: usize, worker: impl Fn() -> io::Result<W>) -> io::Result<Ways>
 where
     W: FnMut(Vec<u8>) -> Job + Send + 'static,
 {
@@ -47,7 +46,8 @@ where
                 }
             }
         })?;
-        (to.push(give), from.push(take));
+        to.push(give);
+        from.push(take);
     }
     Ok((to, from))
 }

@@ -27,7 +27,7 @@ fn index(pages: &[u64], full: bool) -> Vec<u8> {
     Index::new(vec![Region { start: 0, length: PAGES * PAGE }], runs).unwrap().to_bytes()
 }
 
-fn live<'a>(name: &str, parent: Option<&'a Snapshot>, byte: u8) -> Made {
+fn live(name: &str, parent: Option<&Snapshot>, byte: u8) -> Made {
     let made = Made::new(Kind::Live, name).kernel().file("machine.state", STATE);
     made.memory_of(parent, &vec![byte; PAGE as usize], &index(&[1], parent.is_none()))
 }
