@@ -18,7 +18,8 @@ pub mod devices;
 pub mod kvm;
 pub mod store;
 
-// Floor 3: what must be in guest memory before the first instruction; how base images are made.
+// Floor 3: what must be in guest memory before the first instruction; how base images are made; snapshots as files.
+pub mod archive;
 pub mod boot;
 pub mod image;
 

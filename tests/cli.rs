@@ -1,6 +1,8 @@
 //! The command line, as a user or a script meets it: the real program, in a folder of its own. No test here
 //! needs a KVM that can run Linux; those of `monitor` need one that takes a guest of ten instructions.
 
+#[path = "cli/archives.rs"]
+mod archives;
 #[path = "cli/damage.rs"]
 mod damage;
 #[path = "cli/house.rs"]

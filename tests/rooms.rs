@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 8] = [
     &["spec", "sys"],
     &["acpi", "disk", "mem", "snapshot"],
     &["devices", "kvm", "store"],
-    &["boot", "image", "oci"],
+    &["archive", "boot", "image", "oci"],
     &["machine"],
     &["control"],
     &["lesson", "web"],

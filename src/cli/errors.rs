@@ -2,7 +2,7 @@
 
 use crate::control::{Code, Failure};
 use crate::store::Dependent;
-use crate::{disk, image, snapshot, store};
+use crate::{archive, disk, image, snapshot, store};
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Failure {
@@ -26,6 +26,7 @@ impl From<store::Error> for Failure {
             store::Error::Damaged { .. } | store::Error::Manifest(_) => is(Code::Verify)
                 .hint("catnap snapshot verify, which finds all that is damaged; catnap image build makes kitten anew"),
             store::Error::BadMachine { .. } => is(Code::Verify).hint("catnap rm, which removes what is left of it"),
+            store::Error::NoRoom { .. } => is(Code::Failed).hint("catnap snapshot prune, which makes room"),
             store::Error::Disk(error) => error.into(),
             store::Error::File(_) => is(Code::Failed),
         }
@@ -55,6 +56,24 @@ impl From<image::Error> for Failure {
             image::Error::Missing { .. } => Failure { code: Code::Host, ..failure }.hint("catnap doctor --fix"),
             image::Error::Store(error) => error.into(),
             _ => failure.hint("catnap doctor"),
+        }
+    }
+}
+
+impl From<archive::Error> for Failure {
+    fn from(error: archive::Error) -> Failure {
+        let is = |code| Failure::new(code, error.to_string());
+        match error {
+            archive::Error::Refused(_) => {
+                is(Code::Verify).hint("have it sent again; catnap snapshot export makes such files")
+            }
+            archive::Error::BadName(_) => is(Code::Verify).hint("catnap snapshot import --name NAME@TAG"),
+            archive::Error::Taken(_) => is(Code::Refused).hint("catnap snapshot import --name NAME@TAG"),
+            archive::Error::Store(error) => error.into(),
+            archive::Error::Read(_) | archive::Error::Write(_) | archive::Error::File(_) => {
+                is(Code::Failed).hint("catnap doctor, which looks at the room that is left")
+            }
+            archive::Error::Interrupted => is(Code::Failed),
         }
     }
 }

@@ -78,7 +78,7 @@ Inside a machine:
   load        Put a machine's page under load, and count
 
 Snapshots:
-  snapshot    Take, list, compare, check and remove snapshots
+  snapshot    Take, list, compare, check, share and remove snapshots
   restore     Wake a machine from a snapshot
   clone       Make new machines from one snapshot
 
@@ -219,6 +219,8 @@ mod tests {
             "catnap snapshot ls anna -q",
             "catnap snapshot rm --merge anna@a kitten sha256:0123",
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
+            "catnap snapshot export --disk-only anna@a - --yes",
+            "catnap snapshot inspect --secrets --find meow --find purr anna@a",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -249,6 +251,11 @@ mod tests {
             "catnap snapshot ls ../etc",
             "catnap snapshot verify --all anna@a",
             "catnap snapshot prune --keep -1",
+            "catnap snapshot export anna@a",
+            "catnap snapshot export --disk-only --with-memory anna@a x.catnap",
+            "catnap snapshot import",
+            "catnap snapshot inspect --find meow anna@a",
+            "catnap snapshot inspect --secrets --find abc anna@a",
             "catnap snapshot prune --older-than 7",
             "catnap snapshot prune --images --machine anna",
         ] {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::fit::{fit, ratchet};
 use super::home::House;
 use super::sizes::{self, Wanted};
-use super::snapshot::create;
+use super::snapshot::{create, import};
 use super::{Outcome, checks, console, disk, launch, start, stop, ui};
 use crate::control::protocol::{Give, Mode, Resized, SnapshotRequest, Status};
 use crate::control::{Client, Code, Failure, Keeper};
@@ -26,8 +26,8 @@ A `live` snapshot resumes: processes go on where they were. Others have no memor
 as `--cold` has it done with a live one too. Memory is read as it is touched, so the size does not matter.
 
 The machine gets the name of the one that was snapshotted, if that is free. With --replace it takes the place of
-a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs gets an
-identity of its own: machine id, host name, entropy.
+a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs, or may run
+elsewhere because the snapshot was imported, gets an identity of its own: machine id, host name, entropy.
 
 It can wake in another size: before anybody reaches its ports, the guest has the new vCPUs and memory. What it cannot
 give back it keeps; then the size that was reached is said, the exit code is 4, and the machine runs. Sizes outside of
@@ -42,7 +42,8 @@ Examples:
   catnap restore anna@monday --name anna-roomy --disk-size 4G
   catnap restore anna@monday --replace
   catnap restore anna@monday --name anna-again -p 8081:80
-  catnap restore anna@monday --name anna-cold --cold")]
+  catnap restore anna@monday --name anna-cold --cold
+  catnap restore anna.catnap")]
 pub struct Args {
     /// The machine's name [default: that of the machine that was snapshotted]
     #[arg(short, long, conflicts_with = "replace")]
@@ -76,7 +77,7 @@ pub struct Args {
     /// How many seconds the guest has until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
-    /// The snapshot: a name, or sha256: and some digits (`catnap snapshot ls`)
+    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
 }
@@ -196,7 +197,9 @@ pub fn run(args: Args) -> Outcome {
         Err(error) => return Err(error.into()),
     }
     let runs = |name: &Name| house.machine(name).is_ok_and(|machine| machine.is_running().unwrap_or(false));
-    plan.new_identity = original.is_some_and(|original| original != name && runs(&original));
+    // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
+    let elsewhere = house.store().has_arrived(&snapshot.digest);
+    plan.new_identity = elsewhere || original.is_some_and(|original| original != name && runs(&original));
     let restored = carry_out(&house, plan, begun)?;
     match (args.json, args.attach) {
         (true, _) => ui::json(&restored)?,
@@ -213,9 +216,12 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The snapshot that is meant, with no file changed of it or of what it lies over.
+/// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file is imported first.
 pub fn find(house: &House, reference: &str) -> Result<Snapshot, Failure> {
     let store = house.store();
+    if import::is_archive(reference) {
+        return import::bring(house, reference);
+    }
     let snapshot = store.resolve(reference).map_err(|error| match error {
         store::Error::NoSnapshot(_) => Failure::from(error).hint("catnap snapshot ls"),
         other => other.into(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::home::House;
 use super::sizes::{self, host_cpus};
 use super::{Outcome, checks, console, disk, image, launch, start, ui};
+use crate::archive;
 use crate::boot;
 use crate::control::{Code, Failure};
 use crate::spec::{Ephemeral, Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
@@ -28,7 +29,7 @@ Examples:
   catnap run kitten --name anna --ephemeral 64M:/mnt
   catnap run kitten --kernel ./bzImage --append 'loglevel=7' --attach")]
 pub struct Args {
-    /// The image: a name, or sha256: and some digits (`catnap image ls`)
+    /// The image: a name, sha256: and some digits (`catnap image ls`), or a FILE.catnap, which is imported
     #[arg(value_name = "IMAGE")]
     image: String,
     /// The machine's name [default: a free one, such as kitten-1]
@@ -128,7 +129,8 @@ pub fn run(args: Args) -> Outcome {
 
 /// A friendly name for a machine of this image.
 fn numbered(image: &str, number: u32) -> Result<Name, Failure> {
-    let base = image.split('@').next().filter(|base| base.parse::<Name>().is_ok() && base.len() < 50);
+    let file = image.strip_suffix(archive::SUFFIX).map(|path| path.rsplit('/').next().unwrap_or_default());
+    let base = file.unwrap_or(image).split('@').next().filter(|base| base.parse::<Name>().is_ok() && base.len() < 50);
     let base = base.unwrap_or("machine");
     format!("{base}-{number}").parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()))
 }
@@ -168,9 +170,9 @@ mod tests {
 
     #[test]
     fn machines_without_a_name_are_called_after_their_image() {
-        let names =
-            ["kitten", "anna@monday", "sha256:abcd", "../x"].map(|image| numbered(image, 2).unwrap().to_string());
-        assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2"]);
+        let names = ["kitten", "anna@monday", "sha256:abcd", "../x", "../anna@x.catnap", ".catnap"]
+            .map(|image| numbered(image, 2).unwrap().to_string());
+        assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2", "anna-2", "machine-2"]);
     }
 
     #[test]

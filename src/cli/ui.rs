@@ -111,6 +111,25 @@ impl Progress {
         self.0.set_message(what.into());
     }
 
+    /// Shows how much of something is done; when the whole is known, also how fast it goes and what time is left.
+    pub fn count(&self, what: impl Into<String>, done: u64, total: Option<u64>) {
+        if let Some(total) = total
+            && self.0.length() != Some(total)
+        {
+            let template = "{spinner} {msg} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                self.0.set_style(style);
+            }
+            self.0.set_length(total);
+        }
+        self.0.set_position(done);
+        // Messages cost more than numbers, and nobody reads them that fast.
+        let what = what.into();
+        if self.0.message() != what {
+            self.0.set_message(what);
+        }
+    }
+
     /// Lets something else write to standard error.
     pub fn aside(&self, act: impl FnOnce()) {
         self.0.suspend(act);

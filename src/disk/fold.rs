@@ -1,8 +1,9 @@
 //! Makes one layer out of several, so that what lay between two disks can go.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::chain::open_sealed;
+use super::chain::{chain_files, open_sealed};
 use super::clusters::{Clusters, read_cluster};
 use super::layout::{CLUSTER, Writer};
 use super::{Error, Format};
@@ -22,13 +23,7 @@ pub fn fold(
     };
     let chain = open_sealed(top, *format, root)?;
     let size = chain.size();
-    let mut held = Clusters::of(size);
-    held.add_layer(top, *format)?;
-    for (path, format) in below {
-        let end = held.add_layer(path, *format)?;
-        // Behind the end of a shorter layer there are zeros, whatever lies below it.
-        held.add(end, size);
-    }
+    let held = held((top, *format), below, size)?;
     let mut writer = Writer::create(into, size, backing)?;
     let mut cluster = vec![0; CLUSTER as usize];
     for offset in held.offsets().take_while(|offset| *offset < size) {
@@ -42,6 +37,40 @@ pub fn fold(
         .at("write", into)?;
     }
     writer.finish(into)
+}
+
+/// Reads what the disk at `top` holds with everything below it, zeros of whole clusters left out: `each` gets an
+/// offset and a cluster, in ascending order, and ends the reading when it breaks.
+pub fn read_data(
+    top: &Path,
+    format: Format,
+    root: &Path,
+    each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let layers = chain_files(top, format, root)?;
+    let disk = open_sealed(top, format, root)?;
+    let size = disk.size();
+    let mut cluster = vec![0; CLUSTER as usize];
+    for offset in held((top, format), &layers[1..], size)?.offsets().take_while(|offset| *offset < size) {
+        read_cluster(&disk, offset, &mut cluster, top)?;
+        let there = &cluster[..(size - offset).min(CLUSTER) as usize];
+        if there.iter().any(|byte| *byte != 0) && each(offset, there).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The clusters of a disk of `size` bytes for which any of its layers has something.
+fn held((top, format): (&Path, Format), below: &[(PathBuf, Format)], size: u64) -> Result<Clusters, Error> {
+    let mut held = Clusters::of(size);
+    held.add_layer(top, format)?;
+    for (path, format) in below {
+        let end = held.add_layer(path, *format)?;
+        // Behind the end of a shorter layer there are zeros, whatever lies below it.
+        held.add(end, size);
+    }
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -70,6 +99,17 @@ mod tests {
         (chain_files(&dir.join("l3"), Format::Qcow2, dir).unwrap(), model)
     }
 
+    /// All that a disk holds.
+    fn data(path: &Path, root: &Path) -> Vec<(u64, Vec<u8>)> {
+        let mut found = Vec::new();
+        let mut each = |at, bytes: &[u8]| {
+            found.push((at, bytes.to_vec()));
+            ControlFlow::Continue(())
+        };
+        read_data(path, Format::Qcow2, root, &mut each).unwrap();
+        found
+    }
+
     #[test]
     fn a_fold_reads_as_the_chain_did_and_as_nothing_but_itself() {
         let dir = tempfile::tempdir().unwrap();
@@ -82,6 +122,7 @@ mod tests {
             fold(&chain[..count], &into, backing, dir.path()).unwrap();
             let found = chain_files(&into, Format::Qcow2, dir.path()).unwrap();
             assert_eq!(found[1..], chain[count..]);
+            assert!(data(&into, dir.path()) == data(&chain[0].0, dir.path()));
             // It is a file of ours: it can be written to.
             model.compare(&mut *open(&into, Format::Qcow2, Access::ReadWrite, dir.path()).unwrap());
         }

@@ -36,7 +36,7 @@ use vm_memory::bitmap::{AtomicBitmap, BS};
 pub use chain::{Access, MAX_LAYERS, chain_files, open};
 pub use compare::{Changes, compare};
 pub use flatten::{Flattened, flatten};
-pub use fold::fold;
+pub use fold::{fold, read_data};
 pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{create_from_raw, create_overlay};

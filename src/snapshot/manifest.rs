@@ -16,7 +16,7 @@ use crate::sys::files::{self, At};
 /// The manifest's own file name.
 pub const MANIFEST: &str = "snapshot.json";
 /// The longest manifest, in bytes. With chunks of 4 MiB that lists about a terabyte.
-const MAX_LENGTH: u64 = 16 << 20;
+pub const MAX_MANIFEST: u64 = 16 << 20;
 const MAX_FILES: usize = 256;
 const MAX_DISKS: usize = 32;
 const MAX_NOTE: usize = 4096;
@@ -268,7 +268,7 @@ impl Manifest {
     /// Reads and checks the manifest in a snapshot's folder; also gives the digest of its bytes.
     pub fn read(dir: &Path) -> Result<(Manifest, Digest), Error> {
         let path = dir.join(MANIFEST);
-        let bytes = files::read_bounded(&path, MAX_LENGTH)?;
+        let bytes = files::read_bounded(&path, MAX_MANIFEST)?;
         Ok((Manifest::parse(&bytes, &path)?, Digest::of(&bytes)))
     }
 

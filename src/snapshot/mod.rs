@@ -12,6 +12,7 @@ mod state;
 
 pub use digest::Digest;
 pub use manifest::{
-    Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, Machine, Manifest, MemoryInfo, Need, Role, describe,
+    Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, MAX_MANIFEST, Machine, Manifest, MemoryInfo, Need,
+    Role, describe,
 };
 pub use state::{MAX_STATE, MachineState, STATE, StateError};

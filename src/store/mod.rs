@@ -3,6 +3,7 @@
 //! ```text
 //! data/snapshots/DIGEST/{snapshot.json, …}   never changed once it is there
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
+//! data/arrived/DIGEST                        that the snapshot came from elsewhere
 //! data/names/NAME                            the digest that a name stands for
 //! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/staging/…                             what is being made; swept when its maker is gone
@@ -20,7 +21,7 @@ mod removal;
 mod snapshots;
 mod staging;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod transient;
 mod usage;
 mod verify;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use family::{Dependent, Family};
 pub use machines::{Condition, Machine, RunLock};
+pub use merge::Each;
 pub use removal::Alone;
 pub use snapshots::{Listed, Snapshot};
 pub use staging::Staging;
@@ -37,8 +39,9 @@ pub use verify::Seen;
 
 use crate::snapshot::{self, Digest};
 use crate::spec::Name;
-use crate::sys::files::{self, private_dir};
+use crate::sys::files::{self, At, private_dir};
 use crate::sys::home::Home;
+use crate::sys::space;
 
 /// Why the store cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +111,16 @@ pub enum Error {
     /// The machine's monitor lives.
     #[error("the machine {0} is running")]
     Running(Name),
+    /// The filesystem is too full.
+    #[error("{needed} bytes are needed in {path}, and {free} are free")]
+    NoRoom {
+        /// Where.
+        path: PathBuf,
+        /// In bytes.
+        needed: u64,
+        /// In bytes.
+        free: u64,
+    },
 }
 
 /// The longest list of dependents in a message.
@@ -131,7 +144,7 @@ impl Store {
     /// Opens the store, making its folders when they are missing.
     pub fn open(home: &Home) -> Result<Store, Error> {
         let store = Store { home: home.clone() };
-        for folder in ["snapshots", "verified", "names", "machines", "staging"] {
+        for folder in ["snapshots", "verified", "arrived", "names", "machines", "staging"] {
             private_dir(&store.folder(folder))?;
         }
         Ok(store)
@@ -145,6 +158,15 @@ impl Store {
     /// The folder that no disk's backing file may leave.
     pub fn root(&self) -> &Path {
         &self.home.data
+    }
+
+    /// Refuses to begin what needs more room than there is.
+    pub fn check_room(&self, needed: u64) -> Result<(), Error> {
+        let path = self.root();
+        match space::free(path).at("look at", path)? {
+            free if free < needed => Err(Error::NoRoom { path: path.into(), needed, free }),
+            _ => Ok(()),
+        }
     }
 
     fn folder(&self, name: &str) -> PathBuf {

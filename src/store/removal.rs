@@ -67,11 +67,13 @@ impl Alone<'_> {
         let (dir, away) = (store.snapshot_dir(digest), store.stage()?);
         fs::rename(&dir, away.dir().join("removed")).at("remove", &dir)?;
         sync_dir(&store.folder("snapshots"))?;
-        let stamps = store.stamps_path(digest);
-        match fs::remove_file(&stamps) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => Ok(other.at("remove", &stamps)?),
+        for note in [store.stamps_path(digest), store.arrived_path(digest)] {
+            match fs::remove_file(&note) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.at("remove", &note)?,
+            }
         }
+        Ok(())
     }
 }
 
@@ -98,7 +100,7 @@ mod tests {
         }
         store.remove_machine(&"ben".parse().unwrap()).unwrap();
         store.remove_snapshot(&kitten.digest).unwrap();
-        for folder in ["snapshots", "names", "verified", "staging"] {
+        for folder in ["snapshots", "names", "verified", "arrived", "staging"] {
             assert_eq!(names_in(&dir.path().join("data").join(folder)).unwrap(), [""; 0], "{folder}");
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Staging, Store};
 use crate::snapshot::{Backing, Digest, MANIFEST, Manifest, Role};
-use crate::sys::files::{At, make_read_only, names_in};
+use crate::sys::files::{At, make_read_only, names_in, write_atomically};
 
 /// A snapshot that is in the store.
 #[derive(Clone, Debug)]
@@ -65,13 +65,43 @@ impl Store {
         Ok(snapshot)
     }
 
+    /// The same with a manifest that came from elsewhere: its very bytes are kept, for its digest is of those, and
+    /// they may hold what only a later version knows. That it came from elsewhere is noted.
+    pub fn publish_received(&self, staging: Staging, bytes: &[u8], name: &str) -> Result<Snapshot, Error> {
+        let manifest = Manifest::parse(bytes, Path::new(MANIFEST))?;
+        let digest = Digest::of(bytes);
+        let (note, there) = (self.arrived_path(&digest), self.snapshot_dir(&digest).is_dir());
+        if !there {
+            write_atomically(&note, b"")?;
+        }
+        let published = self.publish_bytes(staging, &manifest, bytes).inspect_err(|_| {
+            // Without its snapshot it means nothing, and does no harm.
+            let _ = if there { Ok(()) } else { fs::remove_file(&note) };
+        });
+        let snapshot = published?;
+        self.set_name(name, &snapshot.digest)?;
+        Ok(snapshot)
+    }
+
+    /// Whether the snapshot came from elsewhere, so that its machine may still run there.
+    pub fn has_arrived(&self, digest: &Digest) -> bool {
+        self.arrived_path(digest).exists()
+    }
+
+    pub(super) fn arrived_path(&self, digest: &Digest) -> PathBuf {
+        self.folder("arrived").join(digest.hex())
+    }
+
     /// The same without the name.
     pub(super) fn publish_nameless(&self, staging: Staging, manifest: &Manifest) -> Result<Snapshot, Error> {
-        let bytes = manifest.to_bytes()?;
-        let digest = Digest::of(&bytes);
+        self.publish_bytes(staging, manifest, &manifest.to_bytes()?)
+    }
+
+    fn publish_bytes(&self, staging: Staging, manifest: &Manifest, bytes: &[u8]) -> Result<Snapshot, Error> {
+        let digest = Digest::of(bytes);
         let dir = self.snapshot_dir(&digest);
         let path = staging.dir().join(MANIFEST);
-        fs::write(&path, &bytes).at("write", &path)?;
+        fs::write(&path, bytes).at("write", &path)?;
         for file in names_in(staging.dir())? {
             if file != MANIFEST && !manifest.files.iter().any(|listed| listed.name == file) {
                 return Err(Error::Damaged { path: staging.dir().join(file), why: "it is not in the manifest".into() });

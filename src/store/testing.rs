@@ -87,6 +87,11 @@ impl Made {
         self.with_file(name, Role::State, Content::Bytes(bytes.into()))
     }
 
+    /// Something to boot with.
+    pub fn kernel(self) -> Made {
+        self.with_file("kernel", Role::Kernel, Content::Bytes(b"a kernel".into()))
+    }
+
     /// A file that another snapshot has too.
     pub fn link(self, of: &Snapshot, name: &str) -> Made {
         let role = of.manifest.files.iter().find(|file| file.name == name).unwrap().role;

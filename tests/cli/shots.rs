@@ -21,6 +21,8 @@ pub struct Shot<'a> {
     linked: Option<&'a Snapshot>,
     memory: Vec<(u64, u8)>,
     state: bool,
+    plain: Vec<(&'static str, Role, Vec<u8>)>,
+    text: String,
 }
 
 enum Layer<'a> {
@@ -40,7 +42,16 @@ impl<'a> Shot<'a> {
             )
             .unwrap()
         });
-        Shot { store, manifest, layers: Vec::new(), linked: None, memory: Vec::new(), state: false }
+        Shot {
+            store,
+            manifest,
+            layers: Vec::new(),
+            linked: None,
+            memory: Vec::new(),
+            plain: Vec::new(),
+            text: String::new(),
+            state: false,
+        }
     }
 
     pub fn with(mut self, change: impl FnOnce(&mut Manifest)) -> Shot<'a> {
@@ -56,10 +67,25 @@ impl<'a> Shot<'a> {
         self.with(|manifest| manifest.parent = Some(parent.digest))
     }
 
+    /// Something to boot with, and for a live one a state, of which nothing can wake.
+    pub fn bootable(mut self) -> Shot<'a> {
+        self.plain.push(("kernel", Role::Kernel, b"a kernel".into()));
+        if self.manifest.kind == Kind::Live {
+            self.plain.push(("machine.state", Role::State, br#"{"format": 1, "parts": []}"#.into()));
+        }
+        self
+    }
+
     /// A disk without a base.
     pub fn filled(mut self, clusters: u64, byte: u8) -> Shot<'a> {
         self.layers.push(("root-1.qcow2".into(), Layer::Filled(clusters, byte)));
         self
+    }
+
+    /// A disk without a base that begins with a text.
+    pub fn with_text(mut self, text: &str) -> Shot<'a> {
+        self.text = text.into();
+        self.filled(1, 0)
     }
 
     /// A layer over the disk of a snapshot that another machine's is.
@@ -92,6 +118,10 @@ impl<'a> Shot<'a> {
     /// Puts it into the store.
     pub fn take(mut self) -> Snapshot {
         let staging = self.store.stage().unwrap();
+        for (name, role, bytes) in &self.plain {
+            fs::write(staging.dir().join(name), bytes).unwrap();
+            self.manifest.files.push(describe(staging.dir(), name, *role).unwrap());
+        }
         let mut backing = self.linked.and_then(|of| of.manifest.disks[0].backing.clone());
         for (name, layer) in &self.layers {
             let path = staging.dir().join(name);
@@ -106,6 +136,7 @@ impl<'a> Shot<'a> {
                 Layer::Filled(clusters, byte) => {
                     let raw = self.store.root().join(".raw");
                     let mut bytes = vec![*byte; (clusters * CLUSTER) as usize];
+                    bytes.splice(..self.text.len(), self.text.bytes());
                     bytes.resize((CLUSTERS * CLUSTER) as usize, 0);
                     fs::write(&raw, bytes).unwrap();
                     create_from_raw(&raw, &path).unwrap();

@@ -1,18 +1,21 @@
-//! `catnap snapshot`: taking snapshots, and looking after those that are there.
+//! `catnap snapshot`: taking snapshots, looking after those that are there, and handing them on.
 
 pub mod create;
 mod diff;
+mod export;
+pub mod import;
 mod inspect;
 mod ls;
 mod prune;
 pub mod rm;
+mod secrets;
 mod tree;
 mod verify;
 mod view;
 
 use super::Outcome;
 
-/// Take, list, compare, check and remove snapshots
+/// Take, list, compare, check, share and remove snapshots
 #[derive(clap::Args)]
 #[command(after_help = "\
 A snapshot is named MACHINE@TAG, or by its digest: `sha256:` and as many digits as tell it from others. A base \
@@ -27,6 +30,8 @@ Examples:
   catnap snapshot verify
   catnap snapshot rm anna@monday
   catnap snapshot prune --older-than 7d --keep 3 --dry-run
+  catnap snapshot export anna@monday anna.catnap
+  catnap snapshot import anna.catnap
 
 `catnap snapshot VERB --help` explains each.")]
 pub struct Args {
@@ -44,6 +49,8 @@ enum Verb {
     Verify(verify::Args),
     Rm(rm::Args),
     Prune(prune::Args),
+    Export(export::Args),
+    Import(import::Args),
 }
 
 /// Runs the verb.
@@ -57,5 +64,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::Verify(args) => verify::run(args),
         Verb::Rm(args) => rm::run(args),
         Verb::Prune(args) => prune::run(args),
+        Verb::Export(args) => export::run(args),
+        Verb::Import(args) => import::run(args),
     }
 }

@@ -1,7 +1,8 @@
-//! Makes one memory of two: a difference, and what it is a difference to.
+//! Makes one memory of several: a difference, and what it is a difference to; or all of it, of a whole chain.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -13,15 +14,14 @@ use crate::sys::files::At;
 /// How much is copied at once, in bytes.
 const CHUNK: u64 = 1 << 20;
 
-/// Writes a memory and its index into the folder `into`: what either of the two holds, and where both do, what
-/// `above` does. It is full when that of `below` is, and a difference to the same parent otherwise. Gives the bytes
-/// of data in it.
-pub(super) fn merge(store: &Store, below: &Snapshot, above: &Snapshot, into: &Path) -> Result<u64, Error> {
-    let chain = chain(store, above)?;
+/// Writes a memory and its index into the folder `into`: what any of the uppermost `count` memories of `snapshot`
+/// holds, with the newest on top. It is full when the lowest of them is, and a difference to the same parent
+/// otherwise. Gives the bytes of data in it.
+pub(super) fn merge(store: &Store, snapshot: &Snapshot, count: usize, into: &Path) -> Result<u64, Error> {
+    let chain = chain(store, snapshot)?;
     let indexes: Vec<_> = chain.iter().map(|layer| &layer.index).collect();
-    let mut known: Vec<_> = chain.iter().rev().take(2).flat_map(|layer| layer.index.runs()).collect();
+    let mut known: Vec<_> = chain.iter().rev().take(count).flat_map(|layer| layer.index.runs()).collect();
     known.sort_by_key(|run| run.address);
-    debug_assert_eq!(chain.iter().rev().nth(1).map(|layer| layer.path.parent()), Some(Some(below.dir.as_path())));
 
     let path = into.join(memory::DATA);
     let mut out =
@@ -48,6 +48,30 @@ pub(super) fn merge(store: &Store, below: &Snapshot, above: &Snapshot, into: &Pa
         }
     }
     out.finish(regions, &into.join(memory::INDEX))
+}
+
+/// Reads the memory of a snapshot as it was, zeros left out, in the order of its addresses: `each` gets an address
+/// and what is there, at most [`CHUNK`] bytes at once, and ends the reading when it breaks.
+pub(super) fn read(
+    store: &Store,
+    snapshot: &Snapshot,
+    each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let chain = chain(store, snapshot)?;
+    let indexes: Vec<_> = chain.iter().map(|layer| &layer.index).collect();
+    let mut buffer = vec![0; CHUNK as usize];
+    for piece in memory::resolve(&indexes)? {
+        let Source::Layer { layer, offset } = piece.source else { continue };
+        let Some(layer) = chain.get(layer) else { continue };
+        for at in (0..piece.length).step_by(CHUNK as usize) {
+            let part = &mut buffer[..(piece.length - at).min(CHUNK) as usize];
+            layer.file.read_exact_at(part, offset + at).at("read", &layer.path)?;
+            if each(piece.address + at, part).is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The memory of one snapshot.

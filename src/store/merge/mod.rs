@@ -11,6 +11,9 @@
 //! content, and the old ones go last: a kill at any moment leaves every name with a whole snapshot.
 
 mod memory;
+mod whole;
+
+pub use whole::Each;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -202,7 +205,7 @@ impl Merge<'_> {
         let Some(memory) = heir.manifest.memory.clone() else { return Ok(None) };
         match memory.parent {
             Some(parent) if parent == self.going.digest => {
-                let bytes = memory::merge(self.store, &self.going, heir, staging.dir())?;
+                let bytes = memory::merge(self.store, heir, 2, staging.dir())?;
                 let parent = self.going.manifest.memory.as_ref().and_then(|memory| memory.parent);
                 Ok(Some(MemoryInfo { parent, bytes }))
             }

@@ -1,0 +1,147 @@
+//! `catnap snapshot import`: takes a snapshot out of a file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::archive::{self, Arrived, Naming};
+use crate::cli::home::House;
+use crate::cli::{Outcome, ui};
+use crate::control::{Code, Failure};
+use crate::snapshot::{Digest, Kind};
+use crate::store::Snapshot;
+use crate::sys::process;
+
+/// Take a snapshot out of a file
+#[derive(clap::Args)]
+#[command(after_help = "\
+The file may come from anybody: it is checked as it is read, every byte against the digests in it, and nothing \\
+appears before all of it was right. `run`, `restore` and `clone` take such a file as well.
+
+Examples:
+  catnap snapshot import anna.catnap
+  catnap snapshot import anna.catnap --name guest@monday
+  ssh ben catnap snapshot export ben@today - --yes | catnap snapshot import -")]
+pub struct Args {
+    /// What it is to be called [default: what it was called]
+    #[arg(short, long, value_name = "NAME@TAG")]
+    name: Option<String>,
+    /// Print what came of it as JSON
+    #[arg(long)]
+    json: bool,
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    file: String,
+}
+
+/// What came of an import.
+#[derive(Serialize)]
+struct Imported {
+    name: String,
+    digest: Digest,
+    kind: Kind,
+    /// Bytes of the archive that were read.
+    bytes: u64,
+    /// Whether it was here already, so that its files were not read.
+    known: bool,
+    seconds: f64,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Outcome {
+    process::catch_interrupts();
+    let house = House::open()?;
+    let begun = Instant::now();
+    let naming = args.name.as_deref().map_or(Naming::Own, Naming::As);
+    if let Naming::As(name) = naming
+        && name.starts_with(Digest::PREFIX)
+    {
+        return Err(crate::store::Error::Reference(name.into()).into());
+    }
+    let (arrived, bytes) = import(&house, &args.file, naming)?;
+    let Arrived { snapshot, name, known } = arrived;
+    let imported = Imported {
+        name,
+        digest: snapshot.digest,
+        kind: snapshot.manifest.kind,
+        bytes,
+        known,
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    match args.json {
+        true => ui::json(&imported)?,
+        false => {
+            ui::data(format!("{}\n", imported.name))?;
+            ui::note(tell(&imported));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a reference to a snapshot is a file with one.
+pub fn is_archive(reference: &str) -> bool {
+    reference.ends_with(archive::SUFFIX)
+}
+
+/// The snapshot in a file, which is here now, under the name in it or a free one.
+pub fn bring(house: &House, file: &str) -> Result<Snapshot, Failure> {
+    let (arrived, _) = import(house, file, Naming::OwnOrFree)?;
+    if !arrived.known {
+        ui::note(format!("{file} was imported as {}", arrived.name));
+    }
+    Ok(arrived.snapshot)
+}
+
+/// Imports a file; also gives how many bytes of it were read.
+fn import(house: &House, file: &str, naming: Naming<'_>) -> Result<(Arrived, u64), Failure> {
+    let progress = ui::Progress::begin(format!("Importing {file}"));
+    let read = Arc::new(AtomicU64::new(0));
+    let input: Box<dyn Read + Send> = match file {
+        "-" => Box::new(io::stdin()),
+        _ => Box::new(open(Path::new(file))?),
+    };
+    let input = Counted { from: input, read: read.clone() };
+    let arrived = archive::import(house.store(), input, naming, &mut |now| {
+        progress.count(format!("Importing {file}: {}", now.what), now.done, now.total);
+    })?;
+    Ok((arrived, read.load(Ordering::Relaxed)))
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| {
+        let code = if error.kind() == io::ErrorKind::NotFound { Code::NotFound } else { Code::Failed };
+        Failure::new(code, format!("{} cannot be read: {error}", path.display()))
+            .hint("catnap snapshot export makes such files")
+    })
+}
+
+/// Counts what is read.
+struct Counted<R> {
+    from: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+fn tell(imported: &Imported) -> String {
+    let kind = imported.kind.name();
+    match imported.known {
+        true => format!("{kind}, {}: it was here already", imported.digest.short()),
+        false => {
+            let (bytes, seconds) = (ui::amount(imported.bytes), imported.seconds);
+            format!("{kind}, {}: {bytes} read and checked in {seconds:.1} s", imported.digest.short())
+        }
+    }
+}

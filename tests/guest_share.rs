@@ -1,0 +1,98 @@
+//! A snapshot that is handed on: it wakes in another house as it was, and is somebody else there.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::naps::Swept;
+use common::ran::{self, Ran};
+use common::{catnap, home, http, machine, net};
+
+/// A house of a colleague's, who has nothing of ours but what we give.
+struct Colleague(PathBuf);
+
+impl Colleague {
+    fn new() -> Colleague {
+        let folder = home().with_file_name("colleague");
+        let colleague = Colleague(folder);
+        // A test that was killed has left it behind.
+        colleague.leave();
+        fs::create_dir_all(&colleague.0).expect("a folder");
+        colleague
+    }
+
+    fn catnap(&self, line: &str) -> Ran {
+        ran::run(ran::command().env("CATNAP_HOME", &self.0).args(line.split(' ')))
+    }
+
+    fn sh(&self, machine: &str, line: &str) -> String {
+        let mut command = ran::command();
+        command.env("CATNAP_HOME", &self.0).args(["exec", machine, "--", "sh", "-c", line]);
+        ran::run(&mut command).succeeds().text()
+    }
+
+    fn leave(&self) {
+        if self.0.exists() {
+            for name in ["bella", "carla"] {
+                drop(self.catnap(&format!("rm --force {name}")));
+            }
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+impl Drop for Colleague {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[test]
+fn a_colleague_wakes_it_as_somebody_else() {
+    let _swept = Swept;
+    let anna = machine("anna").publish(80).boot();
+    anna.sh("echo early >/tmp/note; echo on the disk >/root/note; sync");
+    anna.snapshot("one", &[]);
+    anna.sh("echo late >/tmp/note");
+    anna.snapshot("two", &[]);
+    let before = anna.status();
+
+    let colleague = Colleague::new();
+    let archive = colleague.0.join("anna.catnap");
+    let archive = archive.to_str().expect("a plain path");
+    catnap(&["snapshot export", "anna@two", archive]).refuses(4, &["Nobody is there to be asked"]);
+    let told = catnap(&["snapshot export", "anna@two", archive, "--yes", "--json"]).succeeds();
+    // Anna's own key is in the kitten image on purpose.
+    let told = told.says(&["private key", "public key", "disk root at 0x"]);
+    let exported = told.json();
+    println!("    {} of {} bytes, {} s", exported["bytes"], exported["content_bytes"], exported["seconds"]);
+
+    let imported = colleague.catnap(&format!("snapshot import --json {archive}")).succeeds().json();
+    assert_eq!(imported["digest"], exported["digest"]);
+    colleague.catnap("snapshot verify").succeeds();
+    let port = net::free_port();
+    let told = colleague.catnap(&format!("restore --json anna@two --name bella -p {port}:80")).succeeds().json();
+    assert_eq!((&told["resumed"], &told["kind"]), (&true.into(), &"live".into()));
+    let status = http::get(port, "/api/status").json();
+    for same in ["nonce", "boot_id", "cpus", "memory_bytes"] {
+        assert_eq!(status[same], before[same], "{same}");
+    }
+    assert_eq!(colleague.sh("bella", "cat /tmp/note /root/note"), "late\non the disk");
+
+    // The original runs on, and they are told apart.
+    let identity = "cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/uuid";
+    let (ours, theirs) = (anna.sh(identity), colleague.sh("bella", identity));
+    let differ = ours.lines().zip(theirs.lines()).all(|(ours, theirs)| ours != theirs);
+    assert!(differ && theirs.lines().nth(1) == Some("bella"), "{ours}\n{theirs}");
+    colleague.catnap("stop bella").succeeds();
+
+    // Without memory it boots, straight from the file.
+    let archive = colleague.0.join("disk.catnap");
+    let archive = archive.to_str().expect("a plain path");
+    catnap(&["snapshot export", "anna@two", archive, "--yes", "--disk-only"]).succeeds();
+    let told = colleague.catnap(&format!("restore --json {archive} --name carla")).succeeds();
+    let told = told.says(&["was imported as anna@two-2"]).json();
+    assert_eq!((&told["resumed"], &told["kind"]), (&false.into(), &"crash".into()));
+    assert_eq!(colleague.sh("carla", "cat /root/note; ls /tmp/note 2>/dev/null || true"), "on the disk");
+}
