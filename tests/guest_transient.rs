@@ -297,7 +297,7 @@ fn attached_and_detached(anna: &Machine) {
     );
 }
 
-fn what_makes_no_sense_is_refused(anna: &Machine) {
+fn what_makes_no_sense_is_refused(_anna: &Machine) {
     let attach = |what: &str| catnap(&["disk", "attach", "anna", "--ephemeral", what]);
     for (what, why) in
         [("0", "multiple"), ("100K", "multiple"), ("1M:etc", "place"), ("1M:/etc", "place"), ("x", "size")]
