@@ -124,8 +124,8 @@ impl Devices {
         if let Some(memory) = &self.memory {
             workers.push(Worker::spawn("memory", memory.clone(), gate.clone())?);
         }
-        for bay in &self.bays {
-            workers.push(Worker::spawn("bay", bay.clone(), gate.clone())?);
+        if !self.bays.is_empty() {
+            workers.push(Worker::spawn_for_all("bays", &self.bays, gate.clone())?);
         }
         Ok(workers)
     }

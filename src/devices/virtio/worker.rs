@@ -1,4 +1,4 @@
-//! The thread that works for one device: asleep until a doorbell or the device's own descriptor rings, then
+//! The thread that works for one device, or for several that have little to do: asleep until a doorbell or the device's own descriptor rings, then
 //! through the gate, under the device's lock, for one turn.
 
 use std::io;
@@ -28,6 +28,12 @@ struct Stop {
     bell: EventFd,
 }
 
+impl Stop {
+    fn new() -> io::Result<Arc<Stop>> {
+        Ok(Arc::new(Stop { asked: AtomicBool::new(false), bell: EventFd::new(EFD_NONBLOCK)? }))
+    }
+}
+
 /// What epoll says of a descriptor that is no queue's doorbell; queues have their number.
 const HOST: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
@@ -38,11 +44,53 @@ impl Worker {
     where
         D: VirtioDevice + 'static,
     {
-        let stop = Arc::new(Stop { asked: AtomicBool::new(false), bell: EventFd::new(EFD_NONBLOCK)? });
+        let stop = Stop::new()?;
         let mut shift = Shift::new(device, stop.clone())?;
+        Worker::start(name, stop, gate, move |gate| {
+            while shift.turn(gate, -1)? {}
+            Ok(())
+        })
+    }
+
+    /// Starts one worker for all of `devices`: for those that rest most of the time, and are not worth a thread each.
+    pub fn spawn_for_all<D>(name: &str, devices: &[Arc<Mutex<Mmio<D>>>], gate: Arc<Gate>) -> io::Result<Worker>
+    where
+        D: VirtioDevice + 'static,
+    {
+        let stop = Stop::new()?;
+        let shifts = devices.iter().map(|device| Shift::new(device.clone(), stop.clone()));
+        let mut shifts = shifts.collect::<io::Result<Vec<_>>>()?;
+        // An epoll descriptor is readable when one of those is that it watches (epoll(7)).
+        let all = Epoll::new()?;
+        for (shift, number) in shifts.iter().zip(0..) {
+            all.ctl(ControlOperation::Add, shift.epoll.as_raw_fd(), EpollEvent::new(EventSet::IN, number))?;
+        }
+        Worker::start(name, stop, gate, move |gate| {
+            loop {
+                let mut events = [EpollEvent::default(); 8];
+                let count = match all.wait(-1, &mut events) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    other => other?,
+                };
+                for event in events.iter().take(count) {
+                    let shift = usize::try_from(event.data()).ok().and_then(|number| shifts.get_mut(number));
+                    if !shift.map_or(Ok(true), |shift| shift.turn(gate, 0))? {
+                        return Ok(());
+                    }
+                }
+            }
+        })
+    }
+
+    fn start(
+        name: &str,
+        stop: Arc<Stop>,
+        gate: Arc<Gate>,
+        mut work: impl FnMut(&Gate) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Worker> {
         let thread_gate = gate.clone();
         let body = move || {
-            if let Err(error) = shift.work(&thread_gate) {
+            if let Err(error) = work(&thread_gate) {
                 tracing::error!(worker = thread::current().name(), "a device stands still: {error}");
             }
         };
@@ -91,22 +139,22 @@ impl<D: VirtioDevice> Shift<D> {
         Ok(shift)
     }
 
-    fn work(&mut self, gate: &Gate) -> io::Result<()> {
+    /// Waits up to `patience` milliseconds (-1: for ever) and serves what rang. Says whether to go on.
+    fn turn(&mut self, gate: &Gate, patience: i32) -> io::Result<bool> {
         let mut events = [EpollEvent::default(); 8];
-        loop {
-            let count = match self.epoll.wait(-1, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let Some(_stay) = gate.enter(|| self.stop.asked.load(Ordering::Acquire)) else {
-                return Ok(());
-            };
-            for event in events.iter().take(count) {
-                self.serve(event.data())?;
-            }
-            self.watch_host()?;
+        let count = match self.epoll.wait(patience, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        let Some(_stay) = gate.enter(|| self.stop.asked.load(Ordering::Acquire)) else {
+            return Ok(false);
+        };
+        for event in events.iter().take(count) {
+            self.serve(event.data())?;
         }
+        self.watch_host()?;
+        Ok(true)
     }
 
     fn serve(&self, what: u64) -> io::Result<()> {
@@ -270,6 +318,22 @@ mod tests {
         bench.driver.lock().unwrap().doorbells()[0].write(1).unwrap();
         drop(bench.worker);
         assert_eq!(bench.served.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn one_worker_serves_several_devices() {
+        let [one, two] = [bench(true, false), bench(true, false)];
+        // Their own workers go; the doorbells stay.
+        let (devices, counts) = ([one.driver.clone(), two.driver.clone()], [one.served.clone(), two.served.clone()]);
+        drop((one.worker, two.worker));
+        let gate = Arc::new(Gate::default());
+        let worker = Worker::spawn_for_all("both", &devices, gate.clone()).unwrap();
+        for (device, served) in devices.iter().zip(&counts) {
+            device.lock().unwrap().doorbells()[0].write(1).unwrap();
+            wait_for("all five", || served.load(Ordering::SeqCst) == 5);
+        }
+        gate.close();
+        drop(worker);
     }
 
     #[test]
