@@ -176,7 +176,7 @@ fn it_wakes_in_another_size(anna: &Machine) {
 fn a_resized_machine_is_snapshotted_and_wakes(anna: &Machine) {
     let before = same(anna);
     resize(anna, &["--cpus", "3", "--memory", "768M"]).succeeds();
-    anna.sh("mount -t tmpfs none /mnt; head -c 100000000 /dev/urandom >/mnt/random; sha256sum /mnt/random >/mnt/sum");
+    anna.sh("mount -t tmpfs none /mnt; head -c 40000000 /dev/urandom >/mnt/random; sha256sum /mnt/random >/mnt/sum");
     anna.snapshot("filled", &[]);
     anna.sh("rm /mnt/random");
     resize(anna, &["--cpus", "1", "--memory", "256M"]).succeeds();
@@ -217,12 +217,12 @@ fn a_disk_grows_and_never_shrinks(_: &Machine) {
 }
 
 fn sizes_outside_the_envelope_take_another_boot(_: &Machine) {
-    let wide = ["--cpus", "5", "--memory", "1280M"];
+    let wide = ["--cpus", "5", "--memory", "512M"];
     let (_none, ran) = wake_with("anna@small", "bella", &wide);
-    ran.refuses(4, &["1 to 4 vCPUs", "catnap restore anna@small --name bella --cold --cpus 5 --memory 1280M"]);
+    ran.refuses(4, &["1 to 4 vCPUs", "catnap restore anna@small --name bella --cold --cpus 5 --memory 512M"]);
     let (bella, told) = wake("anna@small", "bella", &[&wide[..], &["--cold"]].concat());
     assert_eq!(told["resumed"], false);
-    has(&bella, 5, 1280);
+    has(&bella, 5, 512);
     drop(bella);
     let (_none, ran) = wake_with("anna@small", "bella", &["--memory", "128M"]);
     ran.refuses(4, &["256M to 1G", "--cold"]);
