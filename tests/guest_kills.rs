@@ -20,7 +20,7 @@ fn the_monitor_may_be_killed_at_any_moment_of_a_snapshot() {
     let anna = machine("anna").cpus(2).boot();
     let mut good = take_whole(&anna, "good");
     let usual = good.1;
-    for round in 0..rounds(4) {
+    for round in 0..rounds(2) {
         let name = format!("anna@round-{round}");
         if dice.below(2) == 0 {
             // So that the one that is killed is a difference.
@@ -41,7 +41,7 @@ fn the_monitor_may_be_killed_at_any_moment_of_a_snapshot() {
         nothing_is_left_over(&anna);
     }
     anna.stop();
-    anna.disk_is_sound_after(rounds(4));
+    anna.disk_is_sound_after(rounds(2));
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn the_writing_child_may_be_killed_and_the_guest_runs_on() {
     take_whole(&anna, "base");
     let boot = anna.boot_id();
     let mut killed = 0;
-    for round in 0..rounds(4) {
+    for round in 0..rounds(2) {
         let (lost, next) = (format!("anna@lost-{round}"), format!("next-{round}"));
         // What changed before the snapshot that comes to nothing must be in the next one.
         anna.sh(&format!(
@@ -86,7 +86,7 @@ fn the_writing_child_may_be_killed_and_the_guest_runs_on() {
         drop(bella);
         nothing_is_left_over(&anna);
     }
-    println!("  {killed} of {} children were killed before they were done", rounds(4));
+    println!("  {killed} of {} children were killed before they were done", rounds(2));
     assert!(killed > 0, "no child was met at work");
 }
 
@@ -96,7 +96,7 @@ fn ctrl_c_leaves_nothing() {
     let mut dice = Dice::new();
     let anna = machine("anna").boot();
     let (_, usual, _) = take_whole(&anna, "base");
-    for round in 0..rounds(3) {
+    for round in 0..rounds(2) {
         let next = format!("next-{round}");
         anna.sh(&format!("echo {next} >/tmp/note; head -c 4000000 /dev/urandom >/tmp/noise"));
         let taking = begin("anna@never");

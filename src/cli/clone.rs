@@ -56,8 +56,8 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
-    checks::kvm_quickly()?;
     let snapshot = restore::find(&house, &args.snapshot)?;
+    checks::kvm_quickly()?;
     let clones = plan(&args)?;
     // All names first: half of a class is worth less than a clear no.
     if let Some((name, _)) = clones.iter().find(|(name, _)| house.store().machine(name).is_ok()) {

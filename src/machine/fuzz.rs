@@ -99,7 +99,7 @@ fn no_state_of_a_machine_is_too_strange() {
     };
     wake(&good).map(drop).expect("what was saved can be woken");
     let (mut mutator, before, mut taken) = (Mutator::from_env(), most_memory(), 0);
-    for round in 0..rounds(200) {
+    for round in 0..rounds(100) {
         let begun = Instant::now();
         if let Ok(machine) = wake(mutator.json(&document).to_string().as_bytes()) {
             taken += 1;

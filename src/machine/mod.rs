@@ -160,6 +160,12 @@ impl Machine {
         let states = saved.as_ref().map_or_else(|| DeviceStates::booted(&shape), |saved| saved.devices.clone());
         let wires = Wires { mem: &mem, files, console: &console, switch: &switch, shape: &shape, media };
         let devices = Devices::new(states, &mut board, &wires)?;
+        // Before the vCPUs get their state back: some of it KVM copies into guest memory right then (the wall
+        // clock of MSR_KVM_WALL_CLOCK_NEW), and what it does not note is missing from the next snapshot.
+        let tracking = match &saved {
+            Some(saved) => Tracking::since(saved.base, &vm)?,
+            None => Tracking::default(),
+        };
         let vcpus = match &saved {
             Some(saved) => vm.restore(&saved.vm, &saved.vcpus)?,
             None => boot_vcpus(&shape, files, &vm, &mem, &board)?,
@@ -174,20 +180,15 @@ impl Machine {
         let gate = Arc::new(Gate::default());
         let workers = devices.workers(&gate).map_err(Error::Host)?;
         let team = Team::new(vcpus, board.finish(), switch.clone())?;
-        let tracking = match saved {
-            None => {
-                generation::write(&mem, &random()?).map_err(Error::Host)?;
-                bays.mount_at_hello(&greeting).map_err(Error::Host)?;
-                // One that wakes lets nobody in before it has the size that it is to have.
-                forwarder.open().map_err(Error::Host)?;
-                Tracking::default()
-            }
-            Some(saved) => {
-                devices.kick_all();
-                generation::change(&mem, &random()?, &lock(&devices.power).events()).map_err(Error::Host)?;
-                Tracking::since(saved.base, &vm)?
-            }
-        };
+        if saved.is_some() {
+            devices.kick_all();
+            generation::change(&mem, &random()?, &lock(&devices.power).events()).map_err(Error::Host)?;
+        } else {
+            generation::write(&mem, &random()?).map_err(Error::Host)?;
+            bays.mount_at_hello(&greeting).map_err(Error::Host)?;
+            // One that wakes lets nobody in before it has the size that it is to have.
+            forwarder.open().map_err(Error::Host)?;
+        }
         Ok(Arc::new(Machine {
             forwarder,
             team,
