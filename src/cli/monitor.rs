@@ -16,7 +16,7 @@ use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{Files, Machine, Origin, Wakeup};
+use crate::machine::{self, Bare, Files, Machine, Origin, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock};
 use crate::sys::limits;
@@ -77,8 +77,42 @@ struct Monitor {
     lock: RunLock,
 }
 
+/// What a machine is built from, with all that must be there before.
+struct Prepared {
+    stored: store::Machine,
+    lock: RunLock,
+    files: Files,
+    host: Arc<Host>,
+    server: Server,
+    origin: Result<Origin, Failure>,
+}
+
 /// Builds and starts everything.
 fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
+    limits::one_heap();
+    let (bare, prepared) = Bare::new_while(|| prepare(name, nap)).map_err(machine::Error::from)?;
+    let Prepared { stored, lock, files, host, server, origin } = prepared?;
+    let build = |origin| Ok(Machine::new(&stored.spec, &files, origin, bare.map_err(machine::Error::from)?)?);
+    let machine = match origin.and_then(build).and_then(|machine| host.start(&machine).map(|()| machine)) {
+        Ok(machine) => machine,
+        Err(failure) => {
+            server.close(Duration::ZERO);
+            return Err(failure);
+        }
+    };
+    if let Some((_, identity)) = nap {
+        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
+        machine.tell_agent(Wakeup { new_identity }).map_err(|error| Failure::while_doing("the waker", error))?;
+    }
+    lock.started()?;
+    let record = Record::begin();
+    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
+    Ok(Monitor { stored, files, host, machine, server, record, lock })
+}
+
+/// Takes the machine, opens its control socket and reads what it wakes from.
+fn prepare(name: &Name, nap: Option<(&str, &str)>) -> Result<Prepared, Failure> {
     let house = House::open()?;
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
@@ -97,23 +131,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
         None => Ok(Origin::Boot),
         Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
-    let built = origin.and_then(|origin| Ok(Machine::new(&stored.spec, &files, origin)?));
-    let machine = match built.and_then(|machine| host.start(&machine).map(|()| machine)) {
-        Ok(machine) => machine,
-        Err(failure) => {
-            server.close(Duration::ZERO);
-            return Err(failure);
-        }
-    };
-    if let Some((_, identity)) = nap {
-        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
-        machine.tell_agent(Wakeup { new_identity }).map_err(|error| Failure::while_doing("the waker", error))?;
-    }
-    lock.started()?;
-    let record = Record::begin();
-    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-    tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
-    Ok(Monitor { stored, files, host, machine, server, record, lock })
+    Ok(Prepared { stored, lock, files, host, server, origin })
 }
 
 impl Monitor {
@@ -126,7 +144,7 @@ impl Monitor {
         });
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
-            Ok(Machine::new(&self.stored.spec, &self.files, Origin::Boot)?)
+            Ok(Machine::new(&self.stored.spec, &self.files, Origin::Boot, Bare::new().map_err(machine::Error::from)?)?)
         });
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {

@@ -47,7 +47,7 @@ use crate::mem::{self, GuestMemory, layout};
 use crate::spec::MachineSpec;
 use crate::{boot, snapshot};
 
-pub use crate::kvm::End;
+pub use crate::kvm::{Bare, End};
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
 pub use resize::Size;
@@ -251,9 +251,9 @@ pub enum Origin {
 }
 
 impl Machine {
-    /// Builds everything, and puts the kernel into memory or the saved state where it belongs. The vCPUs do not
-    /// run yet.
-    pub fn new(spec: &MachineSpec, files: &Files, origin: Origin) -> Result<Arc<Machine>, Error> {
+    /// Builds everything around the VM `bare`, and puts the kernel into memory or the saved state where it belongs. The
+    /// vCPUs do not run yet.
+    pub fn new(spec: &MachineSpec, files: &Files, origin: Origin, bare: Bare) -> Result<Arc<Machine>, Error> {
         let log = &files.console_log;
         let console = Console::new(log).map_err(|source| Error::Console { path: log.clone(), source })?;
         let (mem, saved) = match origin {
@@ -261,7 +261,7 @@ impl Machine {
             Origin::Wake(saved) => (saved.memory.clone(), Some(saved)),
         };
         let shape = saved.as_ref().map_or_else(|| Shape::of(spec), |saved| saved.shape);
-        let vm = Vm::new(mem.clone(), shape.max_cpus)?;
+        let vm = Vm::new(bare, mem.clone(), shape.max_cpus)?;
         let switch = Switch::new();
 
         let mut board = Board::new(&vm, shape.max_cpus);
