@@ -16,7 +16,7 @@ use crate::control::protocol::{Ended, Stop};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{self, Files, Machine, Media, Origin, Size, Wakeup};
+use crate::machine::{self, Bare, Files, Machine, Media, Origin, Size, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock, Store};
 use crate::sys::limits;
@@ -79,8 +79,51 @@ struct Monitor {
     lock: RunLock,
 }
 
+/// What a machine is built from, with all that must be there before.
+struct Prepared {
+    store: Store,
+    stored: store::Machine,
+    lock: RunLock,
+    files: Files,
+    host: Arc<Host>,
+    server: Server,
+    origin: Result<(Origin, Arc<Media>), Failure>,
+}
+
 /// Builds and starts everything.
 fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
+    limits::one_heap();
+    let (bare, prepared) = Bare::new_while(|| prepare(name, nap)).map_err(machine::Error::from)?;
+    let Prepared { store, stored, lock, files, host, server, origin } = prepared?;
+    let built = origin.and_then(|(origin, media)| {
+        let bare = bare.map_err(machine::Error::from)?;
+        let machine = Machine::new(&stored.spec, &files, &media, origin, bare)?;
+        // A woken machine is told its size before it runs, so that it has that before it serves anybody.
+        let size = Size { cpus: stored.spec.cpus, memory: stored.spec.memory.bytes() };
+        let asked = nap.map(|_| machine.ask_at_wake(size)).transpose()?;
+        host.start(&machine)?;
+        Ok((asked, machine, media))
+    });
+    let (asked, machine, media) = match built {
+        Ok(built) => built,
+        Err(failure) => {
+            server.close(Duration::ZERO);
+            return Err(failure);
+        }
+    };
+    if let Some((_, identity)) = nap {
+        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
+        machine.tell_agent(Wakeup { new_identity, asked }).map_err(|error| Failure::while_doing("the waker", error))?;
+    }
+    lock.started()?;
+    let record = Record::begin();
+    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
+    Ok(Monitor { store, stored, files, host, machine, media, server, record, lock })
+}
+
+/// Takes the machine, opens its control socket and reads what it wakes from.
+fn prepare(name: &Name, nap: Option<(&str, &str)>) -> Result<Prepared, Failure> {
     let house = House::open()?;
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
@@ -99,7 +142,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
         None => Ok(Origin::Boot),
         Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
-    let built = origin.and_then(|origin| {
+    let origin = origin.and_then(|origin| {
         // What a killed monitor left behind.
         stored.sweep_media()?;
         let (folders, wanted) = (stored.media_folders(), &stored.spec.ephemeral);
@@ -107,30 +150,9 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
             Origin::Boot => Media::blank(folders, wanted),
             Origin::Wake(saved) => Media::woken(folders, &saved.media(), wanted),
         };
-        let media = media.map_err(machine::Error::from)?;
-        Ok((Machine::new(&stored.spec, &files, &media, origin)?, media))
+        Ok((origin, media.map_err(machine::Error::from)?))
     });
-    // A woken machine is told its size before it runs, so that it has that before it serves anybody.
-    let size = Size { cpus: stored.spec.cpus, memory: stored.spec.memory.bytes() };
-    let asked = |machine: &Machine| nap.map(|_| machine.ask_at_wake(size)).transpose();
-    let built = built.and_then(|(machine, media)| Ok((asked(&machine)?, machine, media)));
-    let started = built.and_then(|built| host.start(&built.1).map(|()| built));
-    let (asked, machine, media) = match started {
-        Ok(started) => started,
-        Err(failure) => {
-            server.close(Duration::ZERO);
-            return Err(failure);
-        }
-    };
-    if let Some((_, identity)) = nap {
-        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
-        machine.tell_agent(Wakeup { new_identity, asked }).map_err(|error| Failure::while_doing("the waker", error))?;
-    }
-    lock.started()?;
-    let record = Record::begin();
-    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-    tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
-    Ok(Monitor { store: house.store().clone(), stored, files, host, machine, media, server, record, lock })
+    Ok(Prepared { store: house.store().clone(), stored, lock, files, host, server, origin })
 }
 
 impl Monitor {
@@ -152,7 +174,8 @@ impl Monitor {
             tracing::info!("the guest reboots");
             // It may have been resized since.
             let spec = House::open()?.machine(&self.stored.spec.name)?.spec;
-            Ok(Machine::new(&spec, &self.files, &self.media, Origin::Boot)?)
+            let bare = Bare::new().map_err(machine::Error::from)?;
+            Ok(Machine::new(&spec, &self.files, &self.media, Origin::Boot, bare)?)
         });
         self.media.wipe();
         // First the truth is noted, then those who wait for the end are let go.

@@ -15,7 +15,7 @@ pub use entry::Entry;
 pub use state::{VcpuState, VmState};
 pub use team::{End, Switch, Team};
 pub use vcpu::Vcpu;
-pub use vm::Vm;
+pub use vm::{Bare, Vm};
 
 use vm::open;
 

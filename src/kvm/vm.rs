@@ -1,3 +1,5 @@
+use std::thread;
+
 use kvm_bindings::{
     KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
@@ -8,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::state::vcpu::Host;
 use super::{Error, Vcpu, VcpuState, VmState, ioctl};
 use crate::mem::{GuestMemory, layout};
+use crate::sys::thread::small;
 
 /// A virtual machine of KVM: memory slots, interrupt controllers, clock; and the maker of vCPUs.
 pub struct Vm {
@@ -17,6 +20,15 @@ pub struct Vm {
     mem: GuestMemory,
     /// What saving and restoring vCPUs needs to know.
     host: Host,
+}
+
+/// A VM with interrupt controllers and timer, and without memory and vCPUs.
+///
+/// Making one takes the kernel some milliseconds, most of which it waits: it starts a thread for the VM and moves
+/// it into the caller's cgroups, which waits for a grace period of RCU.
+pub struct Bare {
+    kvm: Kvm,
+    fd: VmFd,
 }
 
 /// What the monitor relies on, with names for people.
@@ -53,15 +65,10 @@ pub fn open() -> Result<Kvm, Error> {
     }
 }
 
-impl Vm {
-    /// Creates a VM over `mem` with the in-kernel interrupt controllers and timer, for up to `cpus` vCPUs.
-    pub fn new(mem: GuestMemory, cpus: u32) -> Result<Vm, Error> {
+impl Bare {
+    /// Creates a VM of KVM, which belongs to this process.
+    pub fn new() -> Result<Bare, Error> {
         let kvm = open()?;
-        let max = kvm.get_max_vcpus() as u32;
-        if cpus > max {
-            return Err(Error::TooManyCpus { asked: cpus, max });
-        }
-
         let fd = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         // Both only matter on Intel hosts without unrestricted guest mode, must name pages outside of
         // RAM, and must come before the first vCPU (KVM API 4.35 and 4.42).
@@ -71,7 +78,28 @@ impl Vm {
         fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+        Ok(Bare { kvm, fd })
+    }
 
+    /// The same, and does something on the side meanwhile. It is this thread that waits for the kernel: so the
+    /// other one has a CPU at once, also where there is only one.
+    pub fn new_while<T: Send>(meanwhile: impl FnOnce() -> T + Send) -> Result<(Result<Bare, Error>, T), Error> {
+        thread::scope(|scope| {
+            let aside = small("prepare").spawn_scoped(scope, meanwhile).map_err(Error::Thread)?;
+            let bare = Bare::new();
+            // A panic ends the process before it gets here, or goes on in this thread.
+            Ok((bare, aside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+        })
+    }
+}
+
+impl Vm {
+    /// Gives a VM its memory, for up to `cpus` vCPUs.
+    pub fn new(Bare { kvm, fd }: Bare, mem: GuestMemory, cpus: u32) -> Result<Vm, Error> {
+        let max = kvm.get_max_vcpus() as u32;
+        if cpus > max {
+            return Err(Error::TooManyCpus { asked: cpus, max });
+        }
         let listed = kvm.get_msr_index_list().map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?;
         let host = Host::new(listed.as_slice(), fd.check_extension_int(Cap::Xsave2).try_into().unwrap_or(0));
         let vm = Vm { kvm, fd, mem, host };

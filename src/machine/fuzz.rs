@@ -82,11 +82,13 @@ fn no_state_of_a_machine_is_too_strange() {
     let dir = tempfile::tempdir().unwrap();
     let (spec, files) = (spec(), files(dir.path()));
     let media = Media::blank(Vec::new(), &[]).unwrap();
-    let machine = match Machine::new(&spec, &files, &media, Origin::Boot) {
-        Ok(machine) => machine,
-        Err(Error::Kvm(error)) => return println!("not run: {error}"),
-        Err(error) => panic!("{error}"),
-    };
+    let machine =
+        match Bare::new().map_err(Error::from).and_then(|bare| Machine::new(&spec, &files, &media, Origin::Boot, bare))
+        {
+            Ok(machine) => machine,
+            Err(Error::Kvm(error)) => return println!("not run: {error}"),
+            Err(error) => panic!("{error}"),
+        };
     let good = machine.save().unwrap().to_bytes().unwrap();
     drop(Arc::into_inner(machine).expect("nobody else has it"));
     let document: Value = serde_json::from_slice(&good).unwrap();
@@ -95,7 +97,7 @@ fn no_state_of_a_machine_is_too_strange() {
     let wake = |state: &[u8]| -> Result<Arc<Machine>, Error> {
         let saved = Saved::new(Digest::of(b"base"), Path::new("machine.state"), state, &layers, shape)?;
         let media = Media::woken(Vec::new(), &saved.media(), &[])?;
-        Machine::new(&spec, &files, &media, Origin::Wake(Box::new(saved)))
+        Machine::new(&spec, &files, &media, Origin::Wake(Box::new(saved)), Bare::new()?)
     };
     wake(&good).map(drop).expect("what was saved can be woken");
     let (mut mutator, before, mut taken) = (Mutator::from_env(), most_memory(), 0);

@@ -53,7 +53,7 @@ use crate::kvm::{self, Switch, Team, Vm};
 use crate::mem::{self, GuestMemory};
 use crate::spec::{Ephemeral, MachineSpec};
 
-pub use crate::kvm::End;
+pub use crate::kvm::{Bare, End};
 pub use bays::BayError;
 pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
@@ -143,9 +143,15 @@ pub enum Origin {
 }
 
 impl Machine {
-    /// Builds everything, and puts the kernel into memory or the saved state where it belongs. The vCPUs do not
-    /// run yet. What is in `media` is in its bays.
-    pub fn new(spec: &MachineSpec, files: &Files, media: &Arc<Media>, origin: Origin) -> Result<Arc<Machine>, Error> {
+    /// Builds everything around the VM `bare`, and puts the kernel into memory or the saved state where it belongs. The
+    /// vCPUs do not run yet. What is in `media` is in its bays.
+    pub fn new(
+        spec: &MachineSpec,
+        files: &Files,
+        media: &Arc<Media>,
+        origin: Origin,
+        bare: Bare,
+    ) -> Result<Arc<Machine>, Error> {
         let log = &files.console_log;
         let console = Console::new(log).map_err(|source| Error::Console { path: log.clone(), source })?;
         let (mem, saved) = match origin {
@@ -153,7 +159,7 @@ impl Machine {
             Origin::Wake(saved) => (saved.memory.clone(), Some(saved)),
         };
         let shape = saved.as_ref().map_or_else(|| Shape::of(spec), |saved| saved.shape);
-        let vm = Vm::new(mem.clone(), shape.max_cpus)?;
+        let vm = Vm::new(bare, mem.clone(), shape.max_cpus)?;
         let switch = Switch::new();
 
         let mut board = Board::new(&vm, shape.max_cpus);

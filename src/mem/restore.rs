@@ -196,6 +196,9 @@ fn fill(ram: &Ram, plan: &Plan, files: &[&File]) -> Result<(), Error> {
             .map_file(at(extent.address), extent.length as usize, files[extent.file], extent.offset)
             .map_err(|source| Error::File { file: extent.file, source })?;
     }
+    // A page that is read into untouched memory should not take a huge one: that would be cleared first.
+    let free = free(&plan.extents, ram);
+    free.iter().for_each(|&(start, length)| mapping.avoid_huge_pages_in(start, length));
     // By file and place, so that pages that are scattered in memory and neighbours in the file are read at once.
     let mut reads = Vec::new();
     for patch in &plan.patches {
@@ -211,21 +214,22 @@ fn fill(ram: &Ram, plan: &Plan, files: &[&File]) -> Result<(), Error> {
     for batch in reads.chunk_by(|one, next| one.0 == next.0 && one.1 + one.3 == next.1) {
         read(mapping, batch, files)?;
     }
-    // Only now: a page that is read into untouched memory should not take a huge one.
-    let mut free_from = 0;
-    for extent in &plan.extents {
-        advise(mapping, free_from, at(extent.address));
-        free_from = at(extent.address + extent.length);
-    }
-    advise(mapping, free_from, mapping.size());
+    free.iter().for_each(|&(start, length)| mapping.prefer_huge_pages_in(start, length));
     Ok(())
 }
 
-/// Wants huge pages from `start` to `end`, if one can fit.
-fn advise(mapping: &Mapping, start: usize, end: usize) {
-    if end - start >= HUGE_PAGE {
-        mapping.prefer_huge_pages_in(start, end - start);
+/// What is between extents and has room for huge pages: offsets in the mapping and lengths.
+fn free(extents: &[Extent], ram: &Ram) -> Vec<(usize, usize)> {
+    let mut free = Vec::new();
+    let mut from = 0;
+    let ends = extents.iter().map(|extent| ((extent.address - ram.start_addr().0) as usize, extent.length as usize));
+    for (at, length) in ends.chain([(ram.mapping().size(), 0)]) {
+        if at - from >= HUGE_PAGE {
+            free.push((from, at - from));
+        }
+        from = at + length;
     }
+    free
 }
 
 /// Reads what is one range in a file into the places where it belongs. Of each: the file, the offset in it, the

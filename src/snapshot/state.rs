@@ -6,7 +6,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 /// The file's name.
 pub const STATE: &str = "machine.state";
@@ -67,7 +67,8 @@ pub struct MachineState {
 struct Part {
     kind: String,
     version: u32,
-    state: Value,
+    /// As it is written: it is read once, by who takes the part.
+    state: Box<RawValue>,
 }
 
 impl Default for MachineState {
@@ -107,7 +108,7 @@ impl MachineState {
 
     /// Adds a part.
     pub fn put(&mut self, kind: &'static str, version: u32, state: &impl Serialize) -> Result<(), StateError> {
-        let state = serde_json::to_value(state).map_err(|source| StateError::Part { kind, source })?;
+        let state = to_raw_value(state).map_err(|source| StateError::Part { kind, source })?;
         self.parts.push(Part { kind: kind.into(), version, state });
         Ok(())
     }
@@ -118,7 +119,7 @@ impl MachineState {
             std::mem::take(&mut self.parts).into_iter().partition(|part| part.kind == kind);
         self.parts = left;
         let read = |part: Part| match part.version == version {
-            true => serde_json::from_value(part.state).map_err(|source| StateError::Part { kind, source }),
+            true => serde_json::from_str(part.state.get()).map_err(|source| StateError::Part { kind, source }),
             false => Err(StateError::Version { kind: kind.into(), found: part.version, known: version }),
         };
         taken.into_iter().map(read).collect()

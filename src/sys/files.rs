@@ -108,8 +108,14 @@ pub fn make_read_only(path: &Path) -> Result<(), Error> {
 
 /// Reads a file that should be small: `InvalidData` when it has more than `limit` bytes.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).at("read", path)?;
+    let read = |file: File| {
+        // As much room as it needs: otherwise it is read in pieces that begin with 32 bytes.
+        let expected = file.metadata()?.len().min(limit) + 1;
+        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = File::open(path).and_then(read).at("read", path)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {limit} bytes"))).at("read", path);
     }

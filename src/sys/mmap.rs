@@ -66,10 +66,19 @@ impl Mapping {
 
     /// Asks for huge pages in the `len` bytes from `at` on. Does nothing when they are not pages of this mapping.
     pub fn prefer_huge_pages_in(&self, at: usize, len: usize) {
+        self.advise(at, len, libc::MADV_HUGEPAGE);
+    }
+
+    /// Asks for small pages there, also on a host that gives huge ones to whoever did not ask.
+    pub fn avoid_huge_pages_in(&self, at: usize, len: usize) {
+        self.advise(at, len, libc::MADV_NOHUGEPAGE);
+    }
+
+    fn advise(&self, at: usize, len: usize, advice: libc::c_int) {
         let Ok(start) = self.pages(at, len) else { return };
-        // SAFETY: the range is in this mapping; advice changes no contents. A kernel without
+        // SAFETY: the range is in this mapping; advice about huge pages changes no contents. A kernel without
         // transparent huge pages refuses, and small pages do as well.
-        unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+        unsafe { libc::madvise(start.cast(), len, advice) };
     }
 
     /// Puts a private view of a file in place of the `len` bytes from `at` on: what the file has from

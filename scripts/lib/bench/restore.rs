@@ -75,7 +75,8 @@ fn wake(monitor: &dyn Monitor, nap: &Nap, folder: &Path, ready: fn() -> Result<(
 
 fn watch(monitor: &dyn Monitor, running: &mut Running) -> Result<[Option<f64>; 4]> {
     let (begun, console) = (running.started, running.console.clone());
-    let (output, ()) = until(begun, "new output", || shows(&console, TICK))?;
+    // A line's end: one monitor writes byte by byte to its console, the other line by line.
+    let (output, ()) = until(begun, "new output", || shows(&console, b"\n"))?;
     let (page, ()) = until(begun, "page", || look::page(running))?;
     let (resumed, agent) = monitor.awake(running)?;
     Ok([Some(ms(output)), Some(ms(page)), resumed.map(ms), agent.map(ms)])

@@ -1,8 +1,8 @@
 //! KVM's structures as text: their bytes in hexadecimal, as the kernel's ABI lays them out.
 
-use std::fmt::Write;
+use std::fmt;
 
-use serde::de::Error as _;
+use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -22,7 +22,7 @@ impl<T: IntoBytes + Immutable> Serialize for Plain<T> {
 
 impl<'de, T: FromBytes> Deserialize<'de> for Plain<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Plain<T>, D::Error> {
-        let bytes = decode(&String::deserialize(from)?).ok_or_else(|| D::Error::custom("not hexadecimal"))?;
+        let bytes = read(from)?;
         let wanted = size_of::<T>();
         T::read_from_bytes(&bytes)
             .map(Plain)
@@ -39,22 +39,47 @@ impl Serialize for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
-        decode(&String::deserialize(from)?).map(Bytes).ok_or_else(|| D::Error::custom("not hexadecimal"))
+        read(from).map(Bytes)
     }
 }
 
+/// The digits. A guest stands still while its registers are written down, so no formatter is asked.
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 fn encode(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    let digit = |nibble: u8| DIGITS[usize::from(nibble)] as char;
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn decode(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
-    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    };
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    for pair in text.as_bytes().chunks(2) {
+        bytes.push(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
+    }
+    Some(bytes)
+}
+
+/// The bytes that a string stands for, without a copy of the string where its reader has one.
+fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    struct Hex;
+    impl Visitor<'_> for Hex {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("hexadecimal digits")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
+            decode(text).ok_or_else(|| E::custom("not hexadecimal"))
+        }
+    }
+    from.deserialize_str(Hex)
 }
 
 #[cfg(test)]
