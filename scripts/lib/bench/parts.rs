@@ -126,18 +126,18 @@ impl<'a> Bench<'a> {
         work: &Path,
         prepare: fn(&dyn Monitor, &Path) -> Result<Option<Nap>>,
     ) -> Result<Vec<Option<Nap>>> {
-        let nap = |monitor: &Box<dyn Monitor>| {
+        let nap = |monitor: &dyn Monitor| {
             eprintln!("bench: a guest of {} goes to sleep", monitor.name());
             let folder = work.join(monitor.name());
             std::fs::create_dir(&folder)?;
-            prepare(monitor.as_ref(), &folder).map_err(|error| format!("{}: {error}", monitor.name()).into())
+            prepare(monitor, &folder).map_err(|error| format!("{}: {error}", monitor.name()).into())
         };
-        monitors.iter().map(nap).collect()
+        monitors.iter().map(|monitor| nap(monitor.as_ref())).collect()
     }
 
     fn forget(&self, monitors: &Monitors, naps: &[Option<Nap>]) -> Result<()> {
-        let both = monitors.iter().zip(naps).filter_map(|(monitor, nap)| Some((monitor, nap.as_ref()?)));
-        both.map(|(monitor, nap)| monitor.forget(nap)).collect()
+        let mut both = monitors.iter().zip(naps).filter_map(|(monitor, nap)| Some((monitor, nap.as_ref()?)));
+        both.try_for_each(|(monitor, nap)| monitor.forget(nap))
     }
 
     /// All runs, the monitors taking turns, each time in a fresh folder in `work`.
