@@ -92,16 +92,23 @@ run_guest_tests() {
     [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"
 }
 
-# guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. A lab that hangs as a whole
-# (seen with QEMU's emulation of SVM: both of its CPUs spin, and no interrupt gets through) says nothing of the test:
-# then the lab gets its power cut, and the test one more try.
+# guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. Two things that were seen in
+# the lab alone, once each in some hundred boots, give a test one more try, and are said: the lab as a whole hangs
+# (both of QEMU's CPU threads spin, one of them in interrupts, and its kernel says nothing), and a guest that boots
+# ends with a triple fault. Both look like the emulation of SVM on two threads; that is not proven. On a host's own
+# KVM there is no second try.
 guest_test() {
     local log="$output/guest/$1::$2.log" code=0
     try_guest_test "$1" "$2" "$log" || code=$?
     if [ $code = $hung ]; then
         say "   the lab hangs; its power is cut, and the test begins again"
-        cp "$log" "$log.hung"
+        cp "$log" "$log.first"
         "$root/scripts/lab" powercut || return
+        code=0
+        try_guest_test "$1" "$2" "$log" || code=$?
+    elif [ $code != 0 ] && [ "$where" = lab ] && grep -q 'triple fault' "$log"; then
+        say "   the emulated CPU of a guest shut down; the test begins again"
+        cp "$log" "$log.first"
         code=0
         try_guest_test "$1" "$2" "$log" || code=$?
     fi
