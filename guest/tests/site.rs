@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use catnap_guest::site::Site;
-use catnap_guest::site::book::GuestBook;
+use catnap_guest::site::book::{GuestBook, Place};
 use catnap_guest::socket::Address;
 use serde_json::{Value, json};
 
@@ -168,6 +168,28 @@ fn entries_out_of_bounds_are_refused_and_the_last_fifty_are_shown() {
     let entries = site.entries();
     assert_eq!((entries.len(), &entries[0]["message"]), (50, &json!("number 54")));
     assert_eq!(site.status()["guestbook_entries"], 55);
+}
+
+#[test]
+fn a_writer_may_ring_on_the_way_and_goes_on_where_nobody_answers() {
+    let site = Fixture::new();
+    for (number, place) in ["before-commit", "after-commit", "unsynced"].into_iter().enumerate() {
+        let entry = json!({"name": "Anna", "message": place, "ring": place}).to_string();
+        let answer = site.post(JSON, &entry);
+        assert!(answer.starts_with("HTTP/1.1 201") && answer.contains(r#""awaited":false"#), "{answer}");
+        let found = site.book.check().unwrap();
+        assert_eq!((found.integrity.as_str(), found.entries, found.last), ("ok", number as i64 + 1, number as i64 + 1));
+    }
+    // At the stop before the commit, another reader does not see the row yet; at the others it does.
+    for (place, seen) in [(Place::BeforeCommit, 3), (Place::AfterCommit, 5), (Place::Unsynced, 6)] {
+        let file = site.folder.join("guestbook.sqlite");
+        let count = move || {
+            let reader = rusqlite::Connection::open(&file).unwrap();
+            let rows: i64 = reader.query_row("SELECT count(*) FROM guestbook", [], |row| row.get(0)).unwrap();
+            assert_eq!(rows, seen, "{place:?}");
+        };
+        site.book.write_with_stop("Anna", "stop", Some((place, &count))).unwrap();
+    }
 }
 
 #[test]
