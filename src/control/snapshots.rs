@@ -11,6 +11,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use catnap_guest::protocol as agent;
@@ -82,6 +83,9 @@ impl Keeper {
             // What is in the middle of something must come to its end before it can hold still.
             visitor = None;
         }
+        // One freeze at a time: another one's end would thaw this one.
+        static FREEZING: Mutex<()> = Mutex::new(());
+        let _alone = (request.mode == Mode::Quiesced).then(|| FREEZING.lock().unwrap_or_else(PoisonError::into_inner));
         let frozen = match request.mode {
             Mode::Quiesced => Some(Frozen::freeze(guest)?),
             Mode::Live | Mode::Crash => None,
