@@ -271,12 +271,12 @@ fn a_restore_says_so_too(anna: &Machine) {
     has(&bella, 1, 512);
 }
 
-const CHURN: &str = "cycles_lose_no_page_while_all_vcpus_are_busy";
+const CHURN: &str = "soak_cycles_lose_no_page_while_all_vcpus_are_busy";
 
 /// Up, snapshot, wake smaller, snapshot, wake bigger …: each machine goes on where the last one was, with four
 /// threads that write and check memory all the time.
 #[test]
-fn cycles_lose_no_page_while_all_vcpus_are_busy() {
+fn soak_cycles_lose_no_page_while_all_vcpus_are_busy() {
     if inside::here().is_some() {
         churn();
     }
