@@ -322,22 +322,8 @@ mod tests {
     use super::*;
     use crate::disk::{Access, create_from_raw, open};
     use crate::snapshot::{Disk, Kind, Manifest, Role, describe};
+    use crate::store::testing::spec;
     use crate::sys::home::Home;
-
-    fn spec(name: &str) -> MachineSpec {
-        MachineSpec {
-            name: name.parse().unwrap(),
-            image: String::new(),
-            cpus: 1,
-            memory: Size::mib(128),
-            max_cpus: 1,
-            max_memory: Size::mib(128),
-            append: String::new(),
-            kernel: None,
-            forwards: Vec::new(),
-            ephemeral: Vec::new(),
-        }
-    }
 
     fn store() -> (tempfile::TempDir, Store, Snapshot) {
         let dir = tempfile::tempdir().unwrap();

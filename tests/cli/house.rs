@@ -23,6 +23,22 @@ pub struct Said {
     pub err: String,
 }
 
+/// A machine of one size, with the kernel of its image.
+pub fn spec(name: &str) -> MachineSpec {
+    MachineSpec {
+        name: name.parse().unwrap(),
+        image: String::new(),
+        cpus: 1,
+        memory: Size::mib(64),
+        max_cpus: 1,
+        max_memory: Size::mib(64),
+        append: String::new(),
+        kernel: None,
+        forwards: Vec::new(),
+        ephemeral: Vec::new(),
+    }
+}
+
 impl House {
     pub fn new() -> House {
         House(tempfile::tempdir().unwrap())
@@ -63,18 +79,8 @@ impl House {
             backing: None,
         });
         let image = store.publish(staging, &manifest, "empty").unwrap();
-        let spec = MachineSpec {
-            name: name.parse().unwrap(),
-            image: String::new(),
-            cpus: 1,
-            memory: Size::mib(64),
-            max_cpus: 1,
-            max_memory: Size::mib(64),
-            append: String::new(),
-            kernel: Some(kernel_file),
-            forwards: vec![Forward { host: free_port(), guest: 80 }],
-            ephemeral: Vec::new(),
-        };
+        let forwards = vec![Forward { host: free_port(), guest: 80 }];
+        let spec = MachineSpec { kernel: Some(kernel_file), forwards, ..spec(name) };
         store.create_machine(&spec, &image).unwrap()
     }
 

@@ -5,11 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use catnap::snapshot::Kind;
-use catnap::spec::{MachineSpec, Size};
 use catnap::store::{Snapshot, Store};
 use serde_json::Value;
 
-use super::house::{House, Said};
+use super::house::{House, Said, spec};
 use super::shots::Shot;
 
 /// kitten ◄ anna@monday (live) ◄ anna@tuesday (a difference), anna@later (crash); ben runs over anna@monday.
@@ -31,19 +30,7 @@ fn family(store: &Store) -> Family {
 }
 
 fn machine(store: &Store, name: &str, from: &Snapshot) {
-    let spec = MachineSpec {
-        name: name.parse().unwrap(),
-        image: String::new(),
-        cpus: 1,
-        memory: Size::mib(64),
-        max_cpus: 1,
-        max_memory: Size::mib(64),
-        append: String::new(),
-        kernel: None,
-        forwards: Vec::new(),
-        ephemeral: Vec::new(),
-    };
-    store.create_machine(&spec, from).unwrap();
+    store.create_machine(&spec(name), from).unwrap();
 }
 
 fn json(said: &Said) -> Value {

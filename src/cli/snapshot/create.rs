@@ -179,7 +179,7 @@ fn tell(taken: &Taken) -> String {
     format!("{}{pause}, done after {:.2} s", kind.unwrap_or_default(), taken.duration_ms as f64 / 1000.0)
 }
 
-/// A tag for now: date and time in UTC, such as `2026-11-24-205730`.
+/// The tag of this moment: date and time in UTC, such as `2026-11-24-205730`.
 pub fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     timestamp(since.as_secs())
