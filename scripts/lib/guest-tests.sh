@@ -9,6 +9,10 @@
 # The longest that one test may take, in seconds. Emulation is slow, and CI machines are slower.
 limit=${CATNAP_TEST_LIMIT:-300}
 
+# The seconds after which no further guest test begins, so that a run in which much hangs still ends by itself and
+# says what it saw. A run in which all is well needs a third of them.
+budget=${CATNAP_TEST_BUDGET:-$((4000 + limit * 2))}
+
 # A lab of its own, so that no test cuts the power under somebody's work.
 export CATNAP_LAB=${CATNAP_LAB:-$root/target/test-lab}
 
@@ -74,12 +78,16 @@ run_guest_tests() {
     mkdir -p "$output/guest"
     for program in "$output"/bin/guest*; do
         program=${program##*/}
-        for test in $(inside "$tests/$program" --list --format terse </dev/null | sed -n 's/: test$//p'); do
+        for test in $(inside timeout 60 "$tests/$program" --list --format terse </dev/null | sed -n 's/: test$//p'); do
             [[ $program::$test = *"$filter"* ]] || continue
             # What only scripts/soak runs.
             [[ $test != soak_* || $filter = *soak_* ]] || continue
             before=${#failed[@]}
-            step "$program::$test" guest_test "$program" "$test"
+            if [ $SECONDS -lt "$budget" ]; then
+                step "$program::$test" guest_test "$program" "$test"
+            else
+                failed+=("$program::$test, not begun: $((budget / 60)) minutes are over")
+            fi
             if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
         done
     done
@@ -103,7 +111,7 @@ run_guest_tests() {
 guest_test() {
     local log="$output/guest/$1::$2.log" code=0
     try_guest_test "$1" "$2" "$log" || code=$?
-    if [ $code = $hung ]; then
+    if [ $code = $hung ] && [ "$where" = lab ]; then
         say "   the lab hangs; its power is cut, and the test begins again"
         again+=("$2")
         cp "$log" "$log.first"
@@ -128,7 +136,7 @@ hung=75
 again=()
 
 try_guest_test() {
-    local wishes=() silent=0 test
+    local wishes=() silent=0 test begin=$SECONDS
     [ -z "${CATNAP_TEST_ROUNDS:-}" ] || wishes+=(CATNAP_TEST_ROUNDS="$CATNAP_TEST_ROUNDS")
     [ -z "$minimal_kernel" ] || wishes+=(CATNAP_TEST_MINIMAL_KERNEL="$minimal_kernel")
     inside CATNAP_BIN="$bin" CATNAP_HOME="$home" "${wishes[@]}" "$tests/one-test" "$limit" "$tests/$1" "$2" \
@@ -136,12 +144,20 @@ try_guest_test() {
     test=$!
     while ! ended_within 15 $test; do
         if answers; then silent=0; else silent=$((silent + 1)); fi
-        [ $silent -lt 4 ] || {
-            kill $test 2>/dev/null
+        # The test's own limit is kept by a timer over there; where that does not ring, this one does.
+        if [ $silent -ge 4 ] || [ $((SECONDS - begin)) -gt $((limit + 60)) ]; then
+            end_tree $test
             return $hung
-        }
+        fi
     done
     wait $test
+}
+
+# end_tree PID: ends a process of ours and all that it started.
+end_tree() {
+    local child
+    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do end_tree "$child"; done
+    kill -KILL "$1" 2>/dev/null || true
 }
 
 # ended_within SECONDS PID
@@ -160,6 +176,6 @@ answers() { [ "$where" = host ] || timeout -s KILL 20 "$root/scripts/lab" run --
 
 # What the machines of failed tests said, before the lab goes down.
 keep_logs() {
-    inside tar -C "$home/state" -cf - logs </dev/null 2>/dev/null | tar -C "$output" -xf - 2>/dev/null || return 0
+    inside timeout 60 tar -C "$home/state" -cf - logs </dev/null 2>/dev/null | tar -C "$output" -xf - 2>/dev/null || return 0
     say "   the machines' logs: target/test-output/logs"
 }
