@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::naps::{Swept, wake};
-use common::{Machine, PATIENCE, catnap, home, inside, machine, namespace, within};
+use common::{Machine, PATIENCE, catnap, home, in_background, inside, machine, namespace, within};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -188,6 +188,48 @@ fn a_guest_that_wakes_without_its_disk_gets_a_blank_one_and_no_garbage() {
     drop(bella);
     let (bella, told) = wake("anna@free", "bella", &["--cold"]);
     assert_eq!((&told["resumed"], notes(&bella)), (&false.into(), "none".into()));
+}
+
+#[test]
+fn a_guest_without_an_agent_gets_an_error_and_then_a_blank_disk() {
+    let _swept = Swept;
+    let anna = machine("anna").with(["--ephemeral", "8M"]).boot();
+    anna.sh("umount /mnt; yes old | dd of=/dev/vdb bs=4096 count=1 seek=1000 oflag=direct iflag=fullblock 2>/dev/null");
+    // It says on its console what it reads: nobody in there can be asked once the agent, which is init, stands still.
+    let read = "dd if=/dev/vdb bs=4096 count=1 skip=1000 iflag=direct 2>/dev/null >/tmp/block";
+    let tell = "if ! $read; then echo bay: error; elif grep -q old /tmp/block; then echo bay: old; \
+                elif [ $(tr -d '\\0' </tmp/block | wc -c) = 0 ]; then echo bay: blank; else echo bay: garbage; fi";
+    let watch = format!("while :; do {}; sleep 0.3; done", tell.replace("$read", read));
+    anna.sh(&format!("({watch}) </dev/null >/dev/console 2>&1 &"));
+    let says = |machine: &Machine, what: &str| machine.console_log().contains(what);
+    within(PATIENCE, "the guest reads what it wrote", || says(&anna, "bay: old"));
+    anna.sh("mkdir /tmp/groups; mount -t cgroup2 none /tmp/groups; mkdir /tmp/groups/still; \
+             (sleep 0.5; echo 1 >/tmp/groups/still/cgroup.procs; echo 1 >/tmp/groups/still/cgroup.freeze) \
+             </dev/null >/dev/null 2>&1 &");
+    within(PATIENCE, "the agent is silent", || is_silent(&anna));
+    anna.snapshot("silent", &[]);
+    drop(anna);
+
+    let told = catnap(&["restore", "anna@silent", "--name", "bella", "--timeout", "0", "--json"]).succeeds().json();
+    assert!(told["resumed"] == true && told.get("ready_us").is_none(), "{told}");
+    let bella = Machine::named("bella");
+    within(PATIENCE, "the lost disk is an I/O error", || says(&bella, "bay: error"));
+    within(2 * PATIENCE, "a blank disk takes its place", || says(&bella, "bay: blank"));
+    let log = bella.console_log();
+    assert!(!log.contains("bay: old") && !log.contains("bay: garbage"), "{log}");
+    let log = catnap(&["logs", "--monitor", "bella"]).text();
+    assert!(log.contains("the ephemeral disk on /mnt is lost: a blank one took its place"), "{log}");
+    assert_eq!(drive(&bella, "/mnt").expect("a disk")["state"], "attached");
+}
+
+/// Whether a program that ends at once in the guest has not ended after two seconds.
+fn is_silent(machine: &Machine) -> bool {
+    let mut asking = in_background(&["exec", &machine.name, "--", "true"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let silent = asking.try_wait().expect("a child").is_none();
+    let _ = asking.kill();
+    let _ = asking.wait();
+    silent
 }
 
 #[test]

@@ -61,6 +61,7 @@ prepare_lab() {
         lab_is_ours=1
         # One of the tests boots a guest of 4 GiB.
         "$root/scripts/lab" up --memory 6G || return
+        forget_store
     fi
     carry "$root/target/test-home" $home || return
     minimal_kernel=${CATNAP_TEST_MINIMAL_KERNEL:+/lab/test/kernel}
@@ -68,6 +69,9 @@ prepare_lab() {
         "$root/scripts/lab" push "$CATNAP_TEST_MINIMAL_KERNEL"/{bzImage,vmlinux} "$minimal_kernel" || return
     "$root/scripts/lab" push "$output"/bin/* "$root/scripts/lib/one-test" $tests
 }
+
+# What a test that was cut short left in the lab's store must not meet the next one: it is carried there anew.
+forget_store() { inside rm -f "$home/made-by" </dev/null; }
 
 # A lab that was up before stays up.
 leave_lab() { [ -z "${lab_is_ours:-}" ] || "$root/scripts/lab" down; }
@@ -112,10 +116,10 @@ guest_test() {
     local log="$output/guest/$1::$2.log" code=0
     try_guest_test "$1" "$2" "$log" || code=$?
     if [ $code = $hung ] && [ "$where" = lab ]; then
-        say "   the lab hangs; its power is cut, and the test begins again"
+        say "   the lab hangs or has restarted by itself; its power is cut, and the test begins again"
         again+=("$2")
         cp "$log" "$log.first"
-        "$root/scripts/lab" powercut || return
+        "$root/scripts/lab" powercut && forget_store && carry "$root/target/test-home" "$home" || return
         code=0
         try_guest_test "$1" "$2" "$log" || code=$?
     elif [ $code != 0 ] && [ "$where" = lab ] && grep -q 'triple fault' "$log"; then
@@ -136,14 +140,20 @@ hung=75
 again=()
 
 try_guest_test() {
-    local wishes=() silent=0 test begin=$SECONDS
+    local wishes=() silent=0 test begin=$SECONDS boot
+    boot=$(boot_of_place)
+    [ -n "$boot" ] || return $hung
     [ -z "${CATNAP_TEST_ROUNDS:-}" ] || wishes+=(CATNAP_TEST_ROUNDS="$CATNAP_TEST_ROUNDS")
     [ -z "$minimal_kernel" ] || wishes+=(CATNAP_TEST_MINIMAL_KERNEL="$minimal_kernel")
     inside CATNAP_BIN="$bin" CATNAP_HOME="$home" "${wishes[@]}" "$tests/one-test" "$limit" "$tests/$1" "$2" \
         </dev/null >"$3" 2>&1 &
     test=$!
     while ! ended_within 15 $test; do
-        if answers; then silent=0; else silent=$((silent + 1)); fi
+        case $(boot_of_place) in
+        "$boot") silent=0 ;;
+        "") silent=$((silent + 1)) ;;
+        *) silent=4 ;; # another boot: nobody over there knows of the test any more
+        esac
         # The test's own limit is kept by a timer over there; where that does not ring, this one does.
         if [ $silent -ge 4 ] || [ $((SECONDS - begin)) -gt $((limit + 60)) ]; then
             end_tree $test
@@ -171,8 +181,11 @@ ended_within() {
     return 1
 }
 
-# Whether the place where guests run still does the least that it can.
-answers() { [ "$where" = host ] || timeout -s KILL 20 "$root/scripts/lab" run -- true </dev/null >/dev/null 2>&1; }
+# What tells one boot of the place where guests run from the next; nothing when it does not answer.
+boot_of_place() {
+    [ "$where" = lab ] || { echo host && return; }
+    timeout -s KILL 20 "$root/scripts/lab" run -- cat /proc/sys/kernel/random/boot_id </dev/null 2>/dev/null || true
+}
 
 # What the machines of failed tests said, before the lab goes down.
 keep_logs() {

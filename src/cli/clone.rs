@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// How many seconds each guest has until its agent answers
-    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
     /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
     #[arg(value_name = "SNAPSHOT")]

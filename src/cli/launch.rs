@@ -49,7 +49,8 @@ pub enum From {
     },
 }
 
-/// Starts a machine and waits until its agent answers. When that fails, nothing of it runs any more.
+/// Starts a machine and waits until its agent answers, or with a `timeout` of zero until its vCPUs run. When that
+/// fails, nothing of it runs any more.
 pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -> Result<Status, Failure> {
     checks::memory(machine.spec.memory)?;
     checks::ports(house, &machine.spec)?;
@@ -77,7 +78,10 @@ pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -
     };
     let mut monitor = process::spawn_detached(&program, words, &boot.monitor_log)
         .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
-    let booted = boot.ready(&mut monitor).and_then(|()| boot.answering());
+    let booted = boot.ready(&mut monitor).and_then(|()| match timeout {
+        Duration::ZERO => Ok(boot.client.status()?),
+        _ => boot.answering(),
+    });
     if booted.is_err() {
         boot.end(&mut monitor);
     }
@@ -139,7 +143,9 @@ impl Boot<'_> {
                 Some(_) => return Err(self.with_tail(format!("{name} turned itself off before its agent answered"))),
                 None if begun.elapsed() >= self.timeout => {
                     let why = format!("the agent of {name} did not answer within {} seconds", self.timeout.as_secs());
-                    return Err(self.with_tail(why).hint("--timeout SECONDS gives a slow host more time"));
+                    return Err(self.with_tail(why).hint(
+                        "--timeout SECONDS gives a slow host more time, and 0 does not wait: for a guest without our agent",
+                    ));
                 }
                 None => {}
             }

@@ -12,18 +12,21 @@ use super::launch::{self, Report};
 use super::record::Record;
 use crate::control::api::Api;
 use crate::control::host::Host;
-use crate::control::protocol::{Ended, Stop};
+use crate::control::protocol::{Ended, Stop, Wait};
 use crate::control::server::{Limits, Server};
 use crate::control::{Code, Failure, Keeper};
 use crate::disk;
-use crate::machine::{self, Bare, Files, Machine, Media, Origin, Size, Wakeup};
+use crate::machine::{self, Bare, Files, Folders, Machine, Media, Origin, Size, Wakeup};
 use crate::spec::Name;
 use crate::store::{self, RunLock, Store};
 use crate::sys::limits;
 use crate::sys::process::{self, Signals};
+use crate::sys::program;
 
 /// How long a guest may take to shut down when the monitor is told to end (SIGTERM).
 const SHUTDOWN: u32 = 30;
+/// How long a guest may take until the monitor lets go of what the start needed.
+const START_UP: Duration = Duration::from_secs(300);
 /// How long answers that are under way may take to get out at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -145,7 +148,8 @@ fn prepare(name: &Name, nap: Option<(&str, &str)>) -> Result<Prepared, Failure> 
     let origin = origin.and_then(|origin| {
         // What a killed monitor left behind.
         stored.sweep_media()?;
-        let (folders, wanted) = (stored.media_folders(), &stored.spec.ephemeral);
+        let (asked, wanted) = (stored.clone(), &stored.spec.ephemeral);
+        let folders: Folders = Box::new(move || asked.media_folders());
         let media = match &origin {
             Origin::Boot => Media::blank(folders, wanted),
             Origin::Wake(saved) => Media::woken(folders, &saved.media(), wanted),
@@ -163,13 +167,9 @@ impl Monitor {
         let _ = thread::Builder::new().name("signals".into()).stack_size(64 * 1024).spawn(move || {
             heed(&signals, &host);
         });
-        // What killed monitors have left half done in the store; nobody waits for it.
-        let store = self.store.clone();
-        let _ = thread::Builder::new().name("sweep".into()).stack_size(64 * 1024).spawn(move || match store.sweep() {
-            Ok(0) => {}
-            Ok(swept) => tracing::info!("{swept} half-made things were left in the store, and are removed"),
-            Err(error) => tracing::warn!("what is left half made in the store stays: {error}"),
-        });
+        // Nobody waits for it.
+        let (store, host) = (self.store.clone(), Arc::clone(&self.host));
+        let _ = thread::Builder::new().name("tidy".into()).stack_size(64 * 1024).spawn(move || tidy(&store, &host));
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
             // It may have been resized since.
@@ -178,6 +178,7 @@ impl Monitor {
             Ok(Machine::new(&spec, &self.files, &self.media, Origin::Boot, bare)?)
         });
         self.media.wipe();
+        self.stored.leave_media_folders();
         // First the truth is noted, then those who wait for the end are let go.
         if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {
             tracing::error!("{error}");
@@ -187,6 +188,20 @@ impl Monitor {
         }
         self.server.close(FAREWELL);
         ended
+    }
+}
+
+/// Removes what killed monitors have left half done in the store and, once the guest is up, lets go of the memory that
+/// only the start needed.
+fn tidy(store: &Store, host: &Host) {
+    match store.sweep() {
+        Ok(0) => {}
+        Ok(swept) => tracing::info!("{swept} half-made things were left in the store, and are removed"),
+        Err(error) => tracing::warn!("what is left half made in the store stays: {error}"),
+    }
+    host.wait(Wait::Agent, START_UP);
+    if let Err(error) = program::give_back_text() {
+        tracing::debug!("the program's pages stay in memory: {error}");
     }
 }
 

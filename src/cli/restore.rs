@@ -74,8 +74,8 @@ pub struct Args {
     /// Print what came of it as JSON
     #[arg(long, conflicts_with = "attach")]
     json: bool,
-    /// How many seconds the guest has until its agent answers
-    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// How many seconds the guest has until its agent answers; 0 does not wait for one
+    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
     /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
     #[arg(value_name = "SNAPSHOT")]
@@ -95,8 +95,9 @@ pub struct Restored {
     pub resumed: bool,
     /// Microseconds from the start of this command until the vCPUs ran.
     pub resume_us: u64,
-    /// Microseconds until the guest's agent answered.
-    pub ready_us: u64,
+    /// Microseconds until the guest's agent answered, if that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_us: Option<u64>,
     /// Ports of the host that lead into the guest.
     pub forwards: Vec<Forward>,
     /// What came of another size than the snapshot's, for a guest that went on.
@@ -249,7 +250,8 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
         false => launch::From::Disk,
     };
     // A guest that changes its size answers when it has done so.
-    let patience = if resumed { plan.timeout + SETTLING } else { plan.timeout };
+    let waits = !plan.timeout.is_zero();
+    let patience = if resumed && waits { plan.timeout + SETTLING } else { plan.timeout };
     let status = launch::launch(house, &machine, from, patience).inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&spec.name) {
             ui::warn(format!("{} could not be removed: {error}", spec.name));
@@ -263,7 +265,7 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
         kind: manifest.kind,
         resumed,
         resume_us: running_since_us.saturating_sub(begun),
-        ready_us: process::monotonic_us().saturating_sub(begun),
+        ready_us: waits.then(|| process::monotonic_us().saturating_sub(begun)),
         forwards: spec.forwards,
         resized,
     })
@@ -302,19 +304,16 @@ fn make_way(house: &House, machine: &Machine, safety: bool, marks: Vec<Mark>) ->
 }
 
 fn tell(restored: &Restored) -> String {
-    let milliseconds = |us: u64| us as f64 / 1000.0;
-    match restored.resumed {
-        true if restored.resized.as_ref().is_some_and(Resized::is_complete) => format!(
-            "awake with {}: it ran after {:.0} ms and had its size after {:.0} ms",
-            restored.resized.as_ref().map(|resized| resized.reached.to_string()).unwrap_or_default(),
-            milliseconds(restored.resume_us),
-            milliseconds(restored.ready_us)
-        ),
-        true => format!(
-            "awake: it ran after {:.0} ms and answered after {:.0} ms",
-            milliseconds(restored.resume_us),
-            milliseconds(restored.ready_us)
-        ),
-        false => format!("booted from its disks: it answered after {:.0} ms", milliseconds(restored.ready_us)),
+    let milliseconds = |us: u64| format!("{:.0} ms", us as f64 / 1000.0);
+    let ran = milliseconds(restored.resume_us);
+    let reached = restored.resized.as_ref().filter(|resized| resized.is_complete()).map(|resized| resized.reached);
+    match (restored.resumed, restored.ready_us.map(milliseconds), reached) {
+        (true, Some(ready), Some(size)) => {
+            format!("awake with {size}: it ran after {ran} and had its size after {ready}")
+        }
+        (true, Some(ready), None) => format!("awake: it ran after {ran} and answered after {ready}"),
+        (false, Some(ready), _) => format!("booted from its disks: it answered after {ready}"),
+        (true, None, _) => format!("awake: it ran after {ran}; whether it has an agent was not waited for"),
+        (false, None, _) => format!("boots from its disks: it ran after {ran}; its agent was not waited for"),
     }
 }

@@ -23,8 +23,8 @@ pub struct Args {
     /// Join the console once it has booted
     #[arg(short, long)]
     attach: bool,
-    /// How many seconds the guest has until its agent answers
-    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// How many seconds the guest has until its agent answers; 0 does not wait for one
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]

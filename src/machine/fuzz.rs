@@ -81,7 +81,7 @@ fn layer(dir: &Path, shape: &Shape) -> Layer {
 fn no_state_of_a_machine_is_too_strange() {
     let dir = tempfile::tempdir().unwrap();
     let (spec, files) = (spec(), files(dir.path()));
-    let media = Media::blank(Vec::new(), &[]).unwrap();
+    let media = Media::blank(Box::new(Vec::new), &[]).unwrap();
     let machine =
         match Bare::new().map_err(Error::from).and_then(|bare| Machine::new(&spec, &files, &media, Origin::Boot, bare))
         {
@@ -96,7 +96,7 @@ fn no_state_of_a_machine_is_too_strange() {
     let layers = [layer(dir.path(), &shape)];
     let wake = |state: &[u8]| -> Result<Arc<Machine>, Error> {
         let saved = Saved::new(Digest::of(b"base"), Path::new("machine.state"), state, &layers, shape)?;
-        let media = Media::woken(Vec::new(), &saved.media(), &[])?;
+        let media = Media::woken(Box::new(Vec::new), &saved.media(), &[])?;
         Machine::new(&spec, &files, &media, Origin::Wake(Box::new(saved)), Bare::new()?)
     };
     wake(&good).map(drop).expect("what was saved can be woken");

@@ -47,9 +47,13 @@ pub enum Standing {
     Lost,
 }
 
+/// Tells the folders in which media may be made, the best first. Asked only when there is a medium: a machine without
+/// one leaves no trace in places that all share.
+pub type Folders = Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>;
+
 /// The media of all bays.
 pub struct Media {
-    folders: Vec<PathBuf>,
+    folders: Folders,
     /// What the machine is to have after a wake.
     wanted: Vec<Ephemeral>,
     seats: Mutex<[Option<Seat>; BAYS]>,
@@ -72,7 +76,7 @@ impl Seat {
 
 impl Media {
     /// For a machine that boots: blank media, made in one of the `folders`.
-    pub fn blank(folders: Vec<PathBuf>, wanted: &[Ephemeral]) -> Result<Arc<Media>, BayError> {
+    pub fn blank(folders: Folders, wanted: &[Ephemeral]) -> Result<Arc<Media>, BayError> {
         let media = Media { folders, wanted: wanted.to_vec(), seats: Mutex::default() };
         for (bay, one) in wanted.iter().take(BAYS).enumerate() {
             let medium = media.make(bay, one.size)?;
@@ -84,7 +88,7 @@ impl Media {
     /// For a machine that wakes: those of its media that another process gave away as they were at the snapshot.
     /// All others are lost.
     pub fn woken(
-        folders: Vec<PathBuf>,
+        folders: Folders,
         saved: &[Option<MediumState>],
         wanted: &[Ephemeral],
     ) -> Result<Arc<Media>, BayError> {
@@ -95,7 +99,7 @@ impl Media {
             if !wanted.contains(&Ephemeral { size: Size(length), at: state.at.clone() }) {
                 continue;
             }
-            for folder in &media.folders {
+            for folder in (media.folders)() {
                 let Some(above) = folder.parent() else { continue };
                 if let Some(medium) = Medium::adopt(above, &folder.join(file(bay)), length, &state.mark)? {
                     let seat = Seat { standing: Standing::Mounted, ..Seat::new(medium, &state.at) };
@@ -110,7 +114,7 @@ impl Media {
     /// A blank medium for a bay, in the first folder whose filesystem is a tmpfs with room for it.
     pub(super) fn make(&self, bay: usize, size: Size) -> Result<Arc<Medium>, BayError> {
         let mut refusal = None;
-        for folder in &self.folders {
+        for folder in (self.folders)() {
             match Medium::blank(&folder.join(file(bay)), size.bytes()) {
                 Ok(medium) => return Ok(medium),
                 // One that is too small says more than one that is none.
@@ -179,6 +183,11 @@ mod tests {
     use super::*;
     use crate::disk::Disk;
 
+    fn these(folders: &[PathBuf]) -> Folders {
+        let folders = folders.to_vec();
+        Box::new(move || folders.clone())
+    }
+
     fn folders() -> (tempfile::TempDir, Vec<PathBuf>) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let folder = dir.path().join("anna");
@@ -202,7 +211,7 @@ mod tests {
     #[test]
     fn media_are_made_where_there_is_a_tmpfs_and_go_with_their_owner() {
         let (dir, folders) = folders();
-        let media = Media::blank(folders.clone(), &wanted(&["1M", "2M:/data"])).unwrap();
+        let media = Media::blank(these(&folders), &wanted(&["1M", "2M:/data"])).unwrap();
         let drives = media.drives(&states(&media));
         let told: Vec<_> = drives.iter().map(|it| (it.bay.as_str(), it.size >> 20, it.at.as_str(), it.state)).collect();
         assert_eq!(told, [("bay0", 1, "/mnt", Standing::Attached), ("bay1", 2, "/data", Standing::Attached)]);
@@ -211,9 +220,9 @@ mod tests {
         assert_eq!(lost.len(), 1);
         drop(media);
         assert_eq!(std::fs::read_dir(&folders[1]).unwrap().count(), 0);
-        let none = Media::blank(folders[..1].to_vec(), &wanted(&["1M"]));
+        let none = Media::blank(these(&folders[..1]), &wanted(&["1M"]));
         assert!(matches!(none, Err(BayError::Disk(disk::Error::Refused { .. }))));
-        let large = Media::blank(folders, &wanted(&["8T"]));
+        let large = Media::blank(these(&folders), &wanted(&["8T"]));
         assert!(matches!(large, Err(BayError::Disk(disk::Error::NoRoom { .. }))));
     }
 
@@ -223,7 +232,7 @@ mod tests {
         let wanted = wanted(&["1M"]);
         let saved = |media: &Media| states(media).into_iter().map(|state| state.medium).collect::<Vec<_>>();
         for (write_after, others, kept) in [(false, false, true), (true, false, false), (false, true, false)] {
-            let media = Media::blank(folders.clone(), &wanted).unwrap();
+            let media = Media::blank(these(&folders), &wanted).unwrap();
             let at_snapshot = saved(&media);
             let (mut medium, _) = media.for_bay(0).unwrap();
             if write_after {
@@ -233,7 +242,7 @@ mod tests {
             assert_eq!(given, !write_after);
             drop((media, medium));
             let asked = if others { vec!["1M:/data".parse().unwrap()] } else { wanted.clone() };
-            let woken = Media::woken(folders.clone(), &at_snapshot, &asked).unwrap();
+            let woken = Media::woken(these(&folders), &at_snapshot, &asked).unwrap();
             assert_eq!(woken.for_bay(0).is_some(), kept);
             let drives = woken.drives(&[BayState { medium: at_snapshot[0].clone() }]);
             assert_eq!(drives[0].state, if kept { Standing::Mounted } else { Standing::Lost });

@@ -59,7 +59,7 @@ pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
 pub use doorbell::{Armed, Doorbell, Visitor};
 pub use error::Error;
-pub use media::{Drive, Media, Standing};
+pub use media::{Drive, Folders, Media, Standing};
 pub use resize::{Asked, Resized, Seen, Size};
 pub use shape::Shape;
 pub use states::{DeviceStates, Virtio};

@@ -17,7 +17,7 @@ use crate::sys::thread::small;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an agent that does not answer is asked again. One that was not up yet when the snapshot was taken
 /// says hello when it is.
-const TRYING: Duration = Duration::from_secs(120);
+const TRYING: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a guest may take to get its new size. Then its ports are opened in any case.
 pub const SETTLING: Duration = Duration::from_secs(60);

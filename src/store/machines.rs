@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::snapshots::{backing_of_path, backing_path};
-use super::transient::candidates;
+use super::transient::{candidates, leave};
 use super::{Error, Snapshot, Store};
 use crate::disk::{Format, create_overlay, own_layers};
 use crate::snapshot::Backing;
@@ -200,6 +200,7 @@ impl Store {
                 other => other.at("remove", &folder)?,
             }
         }
+        leave(&self.runtime_dir(name));
         Ok(())
     }
 

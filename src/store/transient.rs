@@ -17,11 +17,18 @@ const SHARED: &str = "/dev/shm";
 const HANDOVER: Duration = Duration::from_secs(600);
 
 impl Machine {
-    /// The folders in which its media may be made, the best first; all of them exist, and only their owner can use
-    /// them.
+    /// The folders in which its media may be made, the best first; all of them exist from now on, and only their owner
+    /// can use them.
     pub fn media_folders(&self) -> Vec<PathBuf> {
-        let usable = |folder: &PathBuf| private_dir(folder).is_ok() && folder.parent().is_some_and(is_private);
+        // Another machine that leaves may remove the folder above just when it is there.
+        let made = |folder: &PathBuf| (0..3).any(|_| private_dir(folder).is_ok());
+        let usable = |folder: &PathBuf| made(folder) && folder.parent().is_some_and(is_private);
         candidates(&self.runtime).into_iter().filter(usable).collect()
+    }
+
+    /// Removes what is empty of its folders in places that all users share.
+    pub fn leave_media_folders(&self) {
+        leave(&self.runtime);
     }
 
     /// Removes media that a monitor left behind when it was killed, for ever. The caller holds the machine's lock.
@@ -46,6 +53,15 @@ pub(super) fn candidates(runtime: &Path) -> Vec<PathBuf> {
     let shared = Path::new(SHARED).join(format!("catnap-{user}-{}", &home[..16]));
     let name = runtime.file_name().unwrap_or_default();
     vec![runtime.to_owned(), shared.join(name)]
+}
+
+/// Removes what is empty of a machine's folders in places that all users share.
+pub(super) fn leave(runtime: &Path) {
+    for folder in candidates(runtime).iter().filter(|folder| *folder != runtime) {
+        // Where something is left, as a medium that was given away, the folders stay.
+        let _ = fs::remove_dir(folder);
+        let _ = folder.parent().map(fs::remove_dir);
+    }
 }
 
 /// Whether a folder is ours alone: anybody could have made one of that name in a place for everybody.
@@ -102,8 +118,9 @@ mod tests {
         assert!(!own.join("bay0.disk").exists() && own.join("control.sock").exists());
         assert!(given.exists(), "it may still be wanted");
         let folders = machine.media_folders();
-        assert_eq!(folders, [own, shared.clone()]);
-        fs::remove_dir_all(shared.parent().unwrap()).unwrap();
+        assert_eq!(folders, [own.clone(), shared.clone()]);
+        machine.leave_media_folders();
+        assert!(own.exists() && !shared.exists() && !shared.parent().unwrap().exists());
     }
 
     #[test]
@@ -116,8 +133,6 @@ mod tests {
         let machine = Machine { spec: spec("anna"), dir: dir.path().into(), logs: dir.path().into(), runtime };
         let folders = machine.media_folders();
         assert!(folders.iter().all(|folder| folder.starts_with(SHARED)), "{folders:?}");
-        for folder in folders {
-            fs::remove_dir_all(folder.parent().unwrap()).unwrap();
-        }
+        machine.leave_media_folders();
     }
 }

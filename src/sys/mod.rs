@@ -12,6 +12,7 @@ pub mod mmap;
 pub mod mutate;
 pub mod peer;
 pub mod process;
+pub mod program;
 pub mod space;
 pub mod thread;
 pub mod tmpfs;
