@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Power cuts of the lab while snapshots are taken. Sourced by scripts/soak.
-# shellcheck source=common.sh disable=SC2154
+# shellcheck source=common.sh disable=SC2154,SC2016
 
 # In the lab, where everything of this is kept: on the disk that survives a power cut.
 soak_home=/lab/soak/home
