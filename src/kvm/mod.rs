@@ -70,6 +70,14 @@ pub enum Error {
     /// A saved state that this KVM cannot take.
     #[error("the saved state has {0}")]
     Saved(&'static str),
+    /// A time stamp counter that ran at another rate than this host's, which cannot scale it.
+    #[error("its time stamp counter ran at {saved} kHz, and this host's runs at {here} kHz and cannot be scaled")]
+    TscRate {
+        /// The rate where the state was saved, in kHz.
+        saved: u32,
+        /// This host's, in kHz.
+        here: u32,
+    },
     /// KVM did not take one of the MSRs.
     #[error("KVM refused MSR {0:#x}")]
     Msr(u32),
