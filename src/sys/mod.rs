@@ -14,5 +14,6 @@ pub mod peer;
 pub mod process;
 pub mod space;
 pub mod thread;
+pub mod time;
 pub mod tmpfs;
 pub mod tty;
