@@ -63,12 +63,12 @@ struct Answer {
 
 impl Client {
     /// A client for the repository of `reference`, with the credentials of the docker configuration. In the clear
-    /// only on this machine, or when `plain` is wished. Nothing is sent yet.
+    /// only when `plain` is wished, or to a registry on this machine that speaks nothing else.
     pub fn new(reference: &Reference, access: Access, plain: bool) -> Result<Client, Error> {
-        let plain = plain || reference.is_loopback();
+        let near = reference.is_loopback();
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            .https_only(!plain)
+            .https_only(!plain && !near)
             // Redirects are followed here, where it is known who may get credentials.
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -77,13 +77,18 @@ impl Client {
             .timeout_connect(Some(CONNECT_WITHIN))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE));
-        config = match plain {
-            true => config.proxy(None),
-            false => config.tls_config(tls()?),
-        };
-        let scheme = if plain { "http" } else { "https" };
+        if near {
+            config = config.proxy(None);
+        }
+        let (tls, trusts) = tls();
+        if !trusts && !plain && !near {
+            return Err(Error::NoRoots);
+        }
+        let agent = config.tls_config(tls).build().new_agent();
+        let encrypted = !plain && (!near || encrypts(&agent, &reference.host));
+        let scheme = if encrypted { "https" } else { "http" };
         Ok(Client {
-            agent: config.build().new_agent(),
+            agent,
             origin: format!("{scheme}://{}", reference.host),
             access,
             credentials: credentials::find(&reference.host)?,
@@ -120,10 +125,10 @@ impl Client {
         self.again(|| self.call(Method::PUT, &url, &headers, bytes, "take the manifest").map(drop))
     }
 
-    /// Whether a blob is there.
+    /// Whether a blob is there. One that it would send us elsewhere for is.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let url = self.url(&format!("blobs/{digest}"));
-        self.again(|| match self.follow(Method::HEAD, &url, &[], "tell whether a blob is there") {
+        self.again(|| match self.call(Method::HEAD, &url, &[], &[], "tell whether a blob is there") {
             Ok(_) => Ok(true),
             Err(Error::NotFound(_)) => Ok(false),
             Err(error) => Err(error),
@@ -421,13 +426,12 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
+        if let Some(error) = tls_error(error) {
+            // A certificate does not become good by waiting.
+            return self.strange(format!("its TLS is not to be trusted: {error}"));
+        }
         match error {
             ureq::Error::RequireHttpsOnly(_) => Error::Plain(self.reference.host.clone()),
-            // A certificate does not become good by waiting.
-            ureq::Error::Rustls(error) => self.strange(format!("its TLS is not to be trusted: {error}")),
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-                self.strange(format!("its TLS is not to be trusted: {error}"))
-            }
             // The text of others has no addresses in it, which may hold secrets.
             ureq::Error::BadUri(_) => self.strange("an address of it is none".into()),
             error => self.broken(error.to_string()),
@@ -435,17 +439,31 @@ impl Client {
     }
 }
 
-/// TLS with the certificates that this host trusts.
-fn tls() -> Result<TlsConfig, Error> {
+/// TLS with the certificates that this host trusts, and whether it trusts any.
+fn tls() -> (TlsConfig, bool) {
     let roots = rustls_native_certs::load_native_certs().certs;
-    if roots.is_empty() {
-        return Err(Error::NoRoots);
-    }
     let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-    Ok(TlsConfig::builder()
+    let config = TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&roots))
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build())
+        .build();
+    (config, !roots.is_empty())
+}
+
+/// Whether a registry on this machine speaks TLS, though perhaps with a certificate that nobody trusts.
+fn encrypts(agent: &Agent, host: &str) -> bool {
+    match agent.get(format!("https://{host}/v2/")).call() {
+        Ok(_) => true,
+        Err(error) => tls_error(&error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_))),
+    }
+}
+
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

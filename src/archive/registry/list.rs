@@ -159,16 +159,17 @@ mod tests {
     #[test]
     fn a_list_tells_where_each_chunk_goes() {
         let list = parse(|_| {}).unwrap();
-        let places: Vec<_> =
-            list.files.iter().map(|cut| list.pieces(cut).map(|piece| (piece.at, piece.chunk)).collect()).collect();
+        let place = |piece: Piece| (piece.at, piece.chunk);
+        let places: Vec<Vec<_>> = list.files.iter().map(|cut| list.pieces(cut).map(place).collect()).collect();
         assert_eq!(places, [vec![(0, 0), (15, 1), (20, 0)], vec![]]);
     }
 
     #[test]
     fn lists_that_make_no_sense_are_refused() {
-        let cases: &[(&str, fn(&mut List))] = &[
+        type Change = fn(&mut List);
+        let cases: &[(&str, Change)] = &[
             ("format 2", |l| l.format = 2),
-            ("it has 2 chunks, and lists 1", |l| drop(l.chunks.pop())),
+            ("it has 2 chunks, and lists 1", |l| l.chunks.truncate(1)),
             ("it has 2 chunks, and lists 3", |l| l.chunks.push(l.chunks[0])),
             ("a chunk has 0 bytes", |l| l.chunks[0].size = 0),
             ("a chunk has", |l| l.chunks[0].size = u64::MAX),

@@ -23,13 +23,15 @@ use crate::archive::frames::decompress;
 use crate::archive::import::{Naming, check_staged, check_whole, choose_name, digests_of};
 use crate::archive::{Arrived, Error, Progress, Watch};
 use crate::oci::{self, Client};
-use crate::snapshot::{self, Digest, MANIFEST, MAX_MANIFEST, Manifest, Role};
+use crate::snapshot::{self, Digest, Disk, MANIFEST, MAX_MANIFEST, Manifest, Role};
 use crate::store::{Listed, Snapshot, Staging, Store};
 use crate::sys::files::{self, At};
 use crate::sys::{process, space};
 
 /// The most snapshots of this host that are searched for chunks.
 const MAX_RELATIVES: usize = 6;
+/// How many bytes may be read here to save fetching one.
+const WORTH: u64 = 16;
 
 /// What came of a pull.
 #[derive(Debug)]
@@ -229,43 +231,62 @@ impl<'a> Arriving<'a> {
 
     /// Searches what this host has of the same machine, and its images, for the chunks that are missing.
     fn search(&mut self, store: &Store, manifest: &Manifest, watch: Watch<'_>) -> Result<(), Error> {
+        let list = self.list;
         for relative in relatives(store, manifest)? {
-            let list = self.list;
             for (cut, file) in list.files.iter().zip(&manifest.files) {
-                let mut wanted = self.wanted(cut);
-                if wanted.is_empty() || !matches!(file.role, Role::Memory | Role::Disk) {
-                    continue;
-                }
-                let mut failed = None;
-                let mut each = |piece: &[u8]| {
-                    let found = wanted.remove(&Digest::of(piece));
-                    let put = found.map_or(Ok(()), |number| {
-                        put(&self.files, &self.places[number], piece)?;
-                        self.arrived(number, "what is here", watch);
-                        Ok(())
-                    });
-                    failed = put.and_then(|()| check_interrupt()).err();
-                    match failed.is_some() || wanted.is_empty() {
-                        true => ControlFlow::Break(()),
-                        false => ControlFlow::Continue(()),
-                    }
-                };
-                // One that is damaged has nothing to give, and is not what was asked for.
-                let _ = match file.role {
+                match file.role {
                     Role::Memory if relative.manifest.memory.is_some() => {
-                        cut::pieces_of_memory(store, &relative, cut.span, &mut each)
+                        self.search_in(store, &relative, None, cut, watch)?;
                     }
-                    Role::Disk => relative
-                        .manifest
-                        .disks
-                        .iter()
-                        .try_for_each(|disk| cut::pieces_of_disk(store, &relative, disk, cut.span, &mut each)),
-                    _ => Ok(()),
-                };
-                failed.map_or(Ok(()), Err)?;
+                    Role::Disk => {
+                        let disks = relative.manifest.disks.iter();
+                        disks
+                            .into_iter()
+                            .try_for_each(|disk| self.search_in(store, &relative, Some(disk), cut, watch))?;
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(())
+    }
+
+    /// Searches one disk, or the memory, if what is missing is worth it.
+    fn search_in(
+        &mut self,
+        store: &Store,
+        relative: &Snapshot,
+        disk: Option<&Disk>,
+        cut: &Cut,
+        watch: Watch<'_>,
+    ) -> Result<(), Error> {
+        let mut wanted = self.wanted(cut);
+        let bytes = wanted.values().map(|number| self.list.chunks[*number].size).fold(0, u64::saturating_add);
+        // One that is damaged has nothing to give, and is not what was asked for.
+        let Ok(to_read) = store.bytes_in(relative, disk) else { return Ok(()) };
+        if bytes == 0 || bytes.saturating_mul(WORTH) < to_read {
+            return Ok(());
+        }
+        let mut failed = None;
+        let mut each = |piece: &[u8]| {
+            let found = wanted.remove(&Digest::of(piece));
+            let found = found.filter(|number| self.list.chunks[*number].size == piece.len() as u64);
+            let put = found.map_or(Ok(()), |number| {
+                put(&self.files, &self.places[number], piece)?;
+                self.arrived(number, "what is here", watch);
+                Ok(())
+            });
+            failed = put.and_then(|()| check_interrupt()).err();
+            match failed.is_some() || wanted.is_empty() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let _ = match disk {
+            Some(disk) => cut::pieces_of_disk(store, relative, disk, cut.span, &mut each),
+            None => cut::pieces_of_memory(store, relative, cut.span, &mut each),
+        };
+        failed.map_or(Ok(()), Err)
     }
 
     /// The missing chunks of a file, by what is in them.

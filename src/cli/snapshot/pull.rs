@@ -127,7 +127,5 @@ fn tell(pulled: &Pulled) -> String {
     }
     let (bytes, content) = (ui::amount(pulled.fetched_bytes), ui::amount(pulled.content_bytes));
     let Pulled { chunks, fetched_chunks, seconds, .. } = pulled;
-    format!(
-        "{kind}, {digest}: {bytes} fetched for {content} in {seconds:.1} s, {fetched_chunks} of {chunks} chunks; the others were here"
-    )
+    format!("{kind}, {digest}: {bytes} fetched for {content} in {seconds:.1} s, {fetched_chunks} of {chunks} chunks")
 }

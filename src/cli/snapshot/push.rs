@@ -138,5 +138,5 @@ fn tell(pushed: &Pushed) -> String {
         format!("{sent} of {all} sent in {seconds:.1} s")
     };
     let (kind, digest) = (pushed.kind.name(), pushed.digest.short());
-    format!("{kind}, {digest}: {how}, {sent_chunks} of {chunks} chunks; the others were there")
+    format!("{kind}, {digest}: {how}, {sent_chunks} of {chunks} chunks")
 }
