@@ -90,11 +90,15 @@ impl From<oci::Error> for Failure {
             oci::Error::Reference { .. } => {
                 is(Code::Usage).hint("REGISTRY/REPOSITORY:TAG, as in localhost:5000/cats/anna:monday")
             }
-            oci::Error::Plain(_) => is(Code::Refused).hint("--plain-http, if everybody in between may see it"),
+            oci::Error::Plain(_) => is(Code::Refused)
+                .hint("catnap snapshot push or pull with --plain-http, if everybody in between may see it"),
             oci::Error::Configuration { .. } | oci::Error::Helper { .. } => {
                 is(Code::Failed).hint("docker login, which writes it anew")
             }
             oci::Error::NoRoots => is(Code::Host).hint("install ca-certificates, or set SSL_CERT_FILE"),
+            oci::Error::Answer { status: 400..=499, .. } => {
+                is(Code::Failed).hint("whether that is a registry, and the repository one of it")
+            }
             oci::Error::Unreachable { .. } | oci::Error::Answer { .. } => {
                 is(Code::Failed).hint("the same again: what has arrived is not done twice")
             }

@@ -426,9 +426,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
-        if let Some(error) = tls_error(error) {
+        match tls_error(error) {
+            Some(rustls::Error::InvalidMessage(_)) => return Error::Plain(self.reference.host.clone()),
             // A certificate does not become good by waiting.
-            return self.strange(format!("its TLS is not to be trusted: {error}"));
+            Some(error) => return self.strange(format!("its TLS is not to be trusted: {error}")),
+            None => {}
         }
         match error {
             ureq::Error::RequireHttpsOnly(_) => Error::Plain(self.reference.host.clone()),
@@ -480,4 +482,48 @@ fn rest(time: Duration) -> Result<(), Error> {
         thread::sleep(Duration::from_millis(50).min(time));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(plain: bool) -> Result<Client, Error> {
+        Client::new(&"10.0.0.1:5000/x:y".parse().unwrap(), Access::Pull, plain)
+    }
+
+    #[test]
+    fn only_who_wishes_it_speaks_in_the_clear_to_a_host_elsewhere() {
+        assert_eq!(client(true).unwrap().origin, "http://10.0.0.1:5000");
+        match client(false) {
+            Ok(client) => assert_eq!(client.origin, "https://10.0.0.1:5000"),
+            // A machine without certificates.
+            Err(error) => assert!(matches!(error, Error::NoRoots), "{error}"),
+        }
+    }
+
+    #[test]
+    fn a_registry_leads_to_safe_places_only() {
+        let client = client(true).unwrap();
+        let from = "http://10.0.0.1:5000/v2/x/blobs/uploads/";
+        for (location, expected) in [
+            ("/v2/x?y=z", "http://10.0.0.1:5000/v2/x?y=z"),
+            ("http://10.0.0.1:5000/a", "http://10.0.0.1:5000/a"),
+            ("https://elsewhere.example/a?b", "https://elsewhere.example/a?b"),
+        ] {
+            let url = client.resolve(from, location).unwrap();
+            assert_eq!((url.as_str(), client.is_ours(&url)), (expected, expected.contains("10.0.0.1")));
+        }
+        for away in ["http://elsewhere.example/a", "http://10.0.0.1/a", "http://localhost/a"] {
+            assert!(matches!(client.resolve(from, away), Err(Error::Plain(_))), "{away}");
+        }
+        for strange in
+            ["//elsewhere.example/a", "ftp://10.0.0.1:5000/a", "http://10.0.0.1:5000@b/a", "a/b", "", "http://"]
+        {
+            assert!(matches!(client.resolve(from, strange), Err(Error::Strange { .. })), "{strange}");
+        }
+        for other in ["http://10.0.0.1:50001/", "http://10.0.0.1:5000", "https://10.0.0.1:5000/"] {
+            assert!(!client.is_ours(other), "{other}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub enum Error {
         why: &'static str,
     },
     /// The host could only be spoken to in the clear.
-    #[error("{0} would be spoken to without encryption")]
+    #[error("{0} can only be spoken to without encryption")]
     Plain(String),
     /// The docker configuration cannot be used.
     #[error("the docker configuration {path} cannot be used: {why}")]

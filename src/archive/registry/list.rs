@@ -132,6 +132,7 @@ impl List {
 mod tests {
     use super::*;
     use crate::snapshot::{File, Kind, Role};
+    use crate::sys::mutate::{Mutator, rounds};
 
     fn manifest() -> Manifest {
         let file = |name: &str, size| File {
@@ -195,5 +196,25 @@ mod tests {
         {
             assert!(List::parse(text.as_bytes(), &manifest(), 0).is_err());
         }
+    }
+
+    #[test]
+    fn no_list_is_too_strange() {
+        let good = serde_json::to_vec(&list()).unwrap();
+        let document = serde_json::from_slice(&good).unwrap();
+        let (mut mutator, mut taken) = (Mutator::from_env(), 0);
+        for round in 0..rounds(5000) {
+            let strange = match round % 2 {
+                0 => mutator.bytes(&good),
+                _ => serde_json::to_vec(&mutator.json(&document)).unwrap(),
+            };
+            let Ok(list) = List::parse(&strange, &manifest(), 2) else { continue };
+            taken += 1;
+            for (cut, file) in list.files.iter().zip(&manifest().files) {
+                let within = |piece: Piece| piece.at + list.chunks[piece.chunk].size <= file.size;
+                assert!(list.pieces(cut).all(within));
+            }
+        }
+        assert!(taken > 0);
     }
 }

@@ -60,12 +60,7 @@ pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
     let begun = Instant::now();
-    let naming = args.name.as_deref().map_or(Naming::Own, Naming::As);
-    if let Naming::As(name) = naming
-        && name.starts_with(Digest::PREFIX)
-    {
-        return Err(crate::store::Error::Reference(name.into()).into());
-    }
+    let naming = naming(args.name.as_deref())?;
     let (arrived, bytes) = import(&house, &args.file, naming)?;
     let Arrived { snapshot, name, known } = arrived;
     let imported = Imported {
@@ -84,6 +79,15 @@ pub fn run(args: Args) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a snapshot that comes is to be called, when the user says so.
+pub fn naming(name: Option<&str>) -> Result<Naming<'_>, Failure> {
+    match name {
+        Some(name) if name.starts_with(Digest::PREFIX) => Err(crate::store::Error::Reference(name.into()).into()),
+        Some(name) => Ok(Naming::As(name)),
+        None => Ok(Naming::Own),
+    }
 }
 
 /// The snapshot that a reference means which leads out of this store, to a file or a registry. It is here now, under

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::import;
 use crate::archive::{self, Naming, registry};
 use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
@@ -69,12 +70,7 @@ pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
     let begun = Instant::now();
-    let naming = args.name.as_deref().map_or(Naming::Own, Naming::As);
-    if let Naming::As(name) = naming
-        && name.starts_with(Digest::PREFIX)
-    {
-        return Err(crate::store::Error::Reference(name.into()).into());
-    }
+    let naming = import::naming(args.name.as_deref())?;
     let source: Reference = args.source.parse()?;
     let done = pull(&house, &source, naming, args.plain_http)?;
     let pulled = Pulled {
