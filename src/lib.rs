@@ -13,12 +13,14 @@ pub mod disk;
 pub mod mem;
 pub mod snapshot;
 
-// Floor 2: the VM and its vCPUs, the devices, and the folder where everything is kept.
+// Floor 2: the VM and its vCPUs, the devices, the folder where everything is kept, and a client of registries.
 pub mod devices;
 pub mod kvm;
+pub mod oci;
 pub mod store;
 
-// Floor 3: what must be in guest memory before the first instruction; how base images are made; snapshots as files.
+// Floor 3: what must be in guest memory before the first instruction; how base images are made; snapshots as files
+// and in registries.
 pub mod archive;
 pub mod boot;
 pub mod image;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use common::naps::Swept;
 use common::ran::{self, Ran};
+use common::registry::Registry;
 use common::{catnap, home, http, machine, net};
 
 /// A house of a colleague's, who has nothing of ours but what we give.
@@ -95,4 +96,49 @@ fn a_colleague_wakes_it_as_somebody_else() {
     let told = told.says(&["was imported as anna@two-2"]).json();
     assert_eq!((&told["resumed"], &told["kind"]), (&false.into(), &"crash".into()));
     assert_eq!(colleague.sh("carla", "cat /root/note; ls /tmp/note 2>/dev/null || true"), "on the disk");
+}
+
+#[test]
+fn through_a_registry_only_what_changed_travels_and_it_wakes_there() {
+    let (_swept, registry) = (Swept, Registry::start());
+    let anna = machine("anna").publish(80).boot();
+    anna.sh("echo early >/tmp/note; sync");
+    anna.snapshot("one", &[]);
+    anna.sh("echo late >/tmp/note");
+    anna.snapshot("two", &[]);
+    let before = anna.status();
+    catnap(&["snapshot push", "anna@one", &registry.at("one")]).refuses(4, &["Nobody is there to be asked"]);
+    let push = |tag: &str| {
+        let told = catnap(&["snapshot push", &format!("anna@{tag}"), &registry.at(tag), "--yes", "--json"]);
+        let pushed = told.succeeds().says(&["private key"]).json();
+        println!(
+            "    {tag}: {} bytes sent of {}, {} s",
+            pushed["sent_bytes"], pushed["stored_bytes"], pushed["seconds"]
+        );
+        pushed
+    };
+    let (one, two) = (push("one"), push("two"));
+    let bytes = |pushed: &serde_json::Value| pushed["sent_bytes"].as_f64().expect("a number");
+    assert!(bytes(&two) < bytes(&one) * 0.15, "{one}\n{two}");
+
+    // A colleague wakes it without further ado, and anna runs on.
+    let colleague = Colleague::new();
+    let port = net::free_port();
+    let line = format!("restore --json {} --name bella -p {port}:80", registry.at("two"));
+    let told = colleague.catnap(&line).succeeds().says(&["was pulled as anna@two"]).json();
+    assert_eq!((&told["resumed"], &told["kind"]), (&true.into(), &"live".into()));
+    let status = http::get(port, "/api/status").json();
+    for same in ["nonce", "boot_id", "cpus", "memory_bytes"] {
+        assert_eq!(status[same], before[same], "{same}");
+    }
+    assert_eq!(colleague.sh("bella", "cat /tmp/note"), "late");
+    let identity = "cat /etc/machine-id; hostname";
+    assert_ne!(anna.sh(identity), colleague.sh("bella", identity));
+    colleague.catnap("snapshot verify").succeeds();
+
+    // Most of the other one is there now.
+    let pulled = colleague.catnap(&format!("snapshot pull --json {}", registry.at("one"))).succeeds().json();
+    println!("    one, behind two: {} bytes fetched", pulled["fetched_bytes"]);
+    assert_eq!(pulled["digest"], one["digest"]);
+    assert!(pulled["fetched_bytes"].as_f64() < Some(bytes(&one) * 0.15), "{pulled}");
 }

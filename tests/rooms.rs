@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["spec", "sys"],
     &["acpi", "disk", "mem", "snapshot"],
-    &["devices", "kvm", "store"],
-    &["archive", "boot", "image", "oci"],
+    &["devices", "kvm", "oci", "store"],
+    &["archive", "boot", "image"],
     &["machine"],
     &["control"],
     &["lesson", "web"],

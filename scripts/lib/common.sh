@@ -144,3 +144,12 @@ carry() {
         "$lab" push "$1/data" "$2" &&
         "$lab" push "$1/made-by" "$2"
 }
+
+# carry_registry FOLDER: takes a registry into the lab, to be run as FOLDER/registry. Unlike all else there it is
+# linked dynamically, so its loader and library come along.
+carry_registry() {
+    local program files
+    program=$(command -v docker-registry)
+    mapfile -t files < <(ldd "$program" | sed -n 's/.* \(\/[^ ]*\) (.*/\1/p; s/^\s*\(\/[^ ]*\) (.*/\1/p')
+    "$root/scripts/lab" push "$program" "${files[@]}" "$root/scripts/lib/registry" "$1"
+}

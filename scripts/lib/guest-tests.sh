@@ -3,7 +3,7 @@
 #
 # A guest test finds in its environment: CATNAP_BIN, the program under test, built for release; CATNAP_HOME,
 # where the image `kitten` is; CATNAP_TEST_ROUNDS and CATNAP_TEST_MINIMAL_KERNEL when they were asked for. It
-# leaves no process behind, or it fails.
+# leaves no process behind, or it fails. CATNAP_TEST_REGISTRY is a program that runs Debian's docker-registry.
 # shellcheck source=common.sh disable=SC2154
 
 # The longest that one test may take, in seconds. Emulation is slow, and CI machines are slower.
@@ -25,6 +25,7 @@ guest() {
     [ ${#failed[@]} = "$before" ] || return 0
     step "make the kitten image" build_kitten "$root/target/test-home"
     [ ${#failed[@]} = "$before" ] || return 0
+    need docker-registry=docker-registry
     choose_where
     step "prepare the $where" "prepare_$where"
     [ ${#failed[@]} = "$before" ] || return 0
@@ -49,6 +50,7 @@ prepare_host() {
     tests=$output/bin
     home=$root/target/test-home
     bin=$target/release/catnap
+    registry=docker-registry
     minimal_kernel=${CATNAP_TEST_MINIMAL_KERNEL:-}
     cp "$root/scripts/lib/one-test" "$tests/"
 }
@@ -57,6 +59,7 @@ prepare_lab() {
     tests=/lab/test/bin
     home=/lab/test/home
     bin=/lab/bin/catnap
+    registry=$tests/registry
     if ! "$root/scripts/lab" status >/dev/null 2>&1; then
         lab_is_ours=1
         # One of the tests boots a guest of 4 GiB.
@@ -67,6 +70,7 @@ prepare_lab() {
     minimal_kernel=${CATNAP_TEST_MINIMAL_KERNEL:+/lab/test/kernel}
     [ -z "$minimal_kernel" ] ||
         "$root/scripts/lab" push "$CATNAP_TEST_MINIMAL_KERNEL"/{bzImage,vmlinux} "$minimal_kernel" || return
+    carry_registry $tests || return
     "$root/scripts/lab" push "$output"/bin/* "$root/scripts/lib/one-test" $tests
 }
 
@@ -145,6 +149,7 @@ try_guest_test() {
     [ -n "$boot" ] || return $hung
     [ -z "${CATNAP_TEST_ROUNDS:-}" ] || wishes+=(CATNAP_TEST_ROUNDS="$CATNAP_TEST_ROUNDS")
     [ -z "$minimal_kernel" ] || wishes+=(CATNAP_TEST_MINIMAL_KERNEL="$minimal_kernel")
+    wishes+=(CATNAP_TEST_REGISTRY="$registry")
     inside CATNAP_BIN="$bin" CATNAP_HOME="$home" "${wishes[@]}" "$tests/one-test" "$limit" "$tests/$1" "$2" \
         </dev/null >"$3" 2>&1 &
     test=$!

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::path::Path;
 
 use super::frames::FrameWriter;
 use super::{BLOCK, Error, Progress, Watch, head, padding, threads};
@@ -43,6 +44,21 @@ impl Outgoing {
     /// What is in it.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The manifest's bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The folder with its files.
+    pub(super) fn dir(&self) -> &Path {
+        self.staging.dir()
+    }
+
+    /// The snapshot as it will arrive, where it is now.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot { digest: self.digest(), dir: self.dir().into(), manifest: self.manifest.clone() }
     }
 
     /// The digest of the snapshot that arrives.

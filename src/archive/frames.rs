@@ -21,7 +21,7 @@ pub const FRAME: usize = 4 << 20;
 const SKIPPABLE: [u8; 8] = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0];
 /// The length of a whole skippable frame.
 const SKIP: usize = 12;
-const LEVEL: i32 = 3;
+pub(super) const LEVEL: i32 = 3;
 /// How long to wait before looking whether the user has had enough.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -229,8 +229,8 @@ fn read_frame(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Decompresses exactly one frame, which says how much is in it before anything is allocated for that.
-fn decompress(decompressor: &mut Decompressor<'_>, frame: &[u8]) -> Job {
+/// Decompresses exactly one frame of up to [`FRAME`] bytes of content, which says how much is in it before anything is allocated for that.
+pub(super) fn decompress(decompressor: &mut Decompressor<'_>, frame: &[u8]) -> Job {
     let size = zstd_safe::get_frame_content_size(frame).ok().flatten();
     let size = size.and_then(|size| usize::try_from(size).ok()).filter(|size| (1..=FRAME).contains(size));
     let size = size.ok_or_else(|| strange("a frame does not say its length, or a wrong one"))?;

@@ -55,7 +55,7 @@ pub fn import(
     let (manifest, bytes) = read_manifest(&mut from)?;
     check_whole(&manifest)?;
     let digest = Digest::of(&bytes);
-    let name = name(store, &manifest, &digest, naming)?;
+    let name = choose_name(store, &manifest, &digest, naming)?;
     if let Ok(snapshot) = store.resolve(&digest.to_string())
         && store.verify_quickly(&snapshot).is_ok()
     {
@@ -107,7 +107,7 @@ fn read_manifest(from: &mut FrameReader) -> Result<(Manifest, Vec<u8>), Error> {
 }
 
 /// Refuses what an archive of ours cannot be, going by the manifest alone.
-fn check_whole(manifest: &Manifest) -> Result<(), Error> {
+pub(super) fn check_whole(manifest: &Manifest) -> Result<(), Error> {
     if let Some((needed, _)) = manifest.needs().next() {
         return Err(Error::refused(format!("it needs another snapshot, {}", needed.short())));
     }
@@ -138,7 +138,12 @@ fn check_whole(manifest: &Manifest) -> Result<(), Error> {
 }
 
 /// What the snapshot will be called; none of another snapshot's names.
-fn name(store: &Store, manifest: &Manifest, digest: &Digest, naming: Naming<'_>) -> Result<String, Error> {
+pub(super) fn choose_name(
+    store: &Store,
+    manifest: &Manifest,
+    digest: &Digest,
+    naming: Naming<'_>,
+) -> Result<String, Error> {
     let wanted = if let Naming::As(name) = naming { name } else { &manifest.name };
     let free = |name: &str| match store.lookup(name) {
         Ok(there) => Ok(there == *digest),
@@ -179,24 +184,46 @@ fn read_file(
     let path = dir.join(&file.name);
     let to = OpenOptions::new().write(true).create_new(true).open(&path).at("make", &path)?;
     let mut through = Through { from: from.take(file.size), to: &to, at: 0, failed: None, tell };
-    let digests = match &file.chunks {
-        None => Digest::of_all(&mut through).map(|digest| (digest, None)),
-        Some(chunks) => Digest::of_pieces(&mut through, chunks.size).map(|(digest, pieces)| (digest, Some(pieces))),
-    };
+    let digests = digests_of(file, &mut through);
     let (length, failed) = (through.at, through.failed.take());
     failed.map_or(Ok(()), Err).at("write", &path)?;
-    let (digest, pieces) = digests.map_err(Error::reading)?;
+    let digests = digests.map_err(Error::reading)?;
     if length < file.size {
         return Err(Error::refused(format!("it is cut off in {}", file.name)));
     }
-    if digest != file.digest || pieces.as_ref() != file.chunks.as_ref().map(|chunks| &chunks.digests) {
-        return Err(Error::refused(format!(
-            "{} is damaged: its digest is {digest} in place of {}",
-            file.name, file.digest
-        )));
-    }
+    digests.compare(file)?;
     to.set_len(file.size).at("write", &path)?;
     read_padding(from, file.size)
+}
+
+/// The digests of a file, as far as its manifest lists them.
+pub(super) struct Digests {
+    whole: Digest,
+    pieces: Option<Vec<Digest>>,
+}
+
+/// Computes the digests of what is to be `file`.
+pub(super) fn digests_of(file: &snapshot::File, from: &mut impl Read) -> io::Result<Digests> {
+    match &file.chunks {
+        None => Digest::of_all(from).map(|whole| Digests { whole, pieces: None }),
+        Some(chunks) => {
+            Digest::of_pieces(from, chunks.size).map(|(whole, pieces)| Digests { whole, pieces: Some(pieces) })
+        }
+    }
+}
+
+impl Digests {
+    /// Refuses a file that has others.
+    pub(super) fn compare(&self, file: &snapshot::File) -> Result<(), Error> {
+        let pieces = file.chunks.as_ref().map(|chunks| &chunks.digests);
+        match self.whole == file.digest && self.pieces.as_ref() == pieces {
+            true => Ok(()),
+            false => Err(Error::refused(format!(
+                "{} is damaged: its digest is {} in place of {}",
+                file.name, self.whole, file.digest
+            ))),
+        }
+    }
 }
 
 /// Gives what it reads, and writes it to a file, with holes for zeros.
@@ -244,7 +271,7 @@ fn read_end(from: &mut FrameReader) -> Result<(), Error> {
 }
 
 /// What only the files themselves can tell: whether the disks lie over nothing, and the memory is all there.
-fn check_staged(store: &Store, staged: &Snapshot) -> Result<(), Error> {
+pub(super) fn check_staged(store: &Store, staged: &Snapshot) -> Result<(), Error> {
     let refuse = |error: &dyn std::error::Error| {
         // The folder's name means nothing to anybody.
         Error::refused(error.to_string().replace(&format!("{}/", staged.dir.display()), ""))

@@ -1,5 +1,5 @@
 //! Snapshots as one file, to be handed on: what travels in it, how it is written and read, and which secrets are
-//! inside.
+//! inside. Or in pieces, in a [`registry`].
 //!
 //! ```text
 //! frame  frame  frame …        each: a skippable zstd frame of 12 bytes that tells the length of the frame behind
@@ -14,6 +14,7 @@
 mod export;
 mod frames;
 mod import;
+pub mod registry;
 pub mod secrets;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::thread;
 pub use export::Outgoing;
 pub use import::{Arrived, Naming, import};
 
+use crate::oci;
 use crate::snapshot::{self, Manifest};
 use crate::store;
 use crate::sys::files;
@@ -60,6 +62,25 @@ pub enum Error {
     /// The name in it is none that a snapshot can have.
     #[error("the archive's snapshot is called `{}`, which cannot be a name here", .0.escape_debug())]
     BadName(String),
+    /// The registry does not do what is wanted.
+    #[error(transparent)]
+    Registry(#[from] oci::Error),
+    /// What is in a registry is not as it must be.
+    #[error("{what} is refused: {why}")]
+    Unfit {
+        /// Where it is.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It would be more than a manifest in a registry can list.
+    #[error("it would be more than {chunks} chunks of up to {of} bytes, and no registry takes that")]
+    Large {
+        /// As many can be.
+        chunks: usize,
+        /// The bytes of one, at most.
+        of: u64,
+    },
     /// The user wants it no more.
     #[error("interrupted")]
     Interrupted,

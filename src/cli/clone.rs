@@ -44,7 +44,8 @@ pub struct Args {
     /// How many seconds each guest has until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
-    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
+    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which
+    /// is brought here
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
     /// The new machine's name

@@ -39,7 +39,7 @@ _catnap_with_machines() {
             if [[ $COMP_CWORD -gt 2 && "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 case "${COMP_WORDS[2]}" in
                     ls) COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
-                    tree|inspect|diff|verify|rm|export)
+                    tree|inspect|diff|verify|rm|export|push)
                         COMPREPLY=($(compgen -W "$(catnap snapshot ls --all -q 2>/dev/null)" -- \
                             "${COMP_WORDS[COMP_CWORD]}")) ;;
                 esac
@@ -54,7 +54,7 @@ const FISH: &str = r#"
 complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume; and not __fish_seen_subcommand_from snapshot image" -a "(catnap ps -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from restore clone" -a "(catnap snapshot ls -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from ls" -a "(catnap ps -q 2>/dev/null)"
-complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm export" -a "(catnap snapshot ls --all -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm export push" -a "(catnap snapshot ls --all -q 2>/dev/null)"
 "#;
 
 /// Runs the verb.

@@ -2,7 +2,7 @@
 
 use crate::control::{Code, Failure};
 use crate::store::Dependent;
-use crate::{archive, disk, image, snapshot, store};
+use crate::{archive, disk, image, oci, snapshot, store};
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Failure {
@@ -19,6 +19,7 @@ impl From<store::Error> for Failure {
             store::Error::MachineTaken(name) => {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
             }
+            store::Error::Arriving(_) => is(Code::Refused).hint("again, when the other one has ended"),
             store::Error::SnapshotTaken(_) => is(Code::Refused).hint("another tag, or catnap snapshot rm"),
             store::Error::Running(name) => is(Code::Refused).hint(format!("catnap stop {name}")),
             store::Error::DiskTooSmall { .. } => is(Code::Usage).hint("a larger --disk-size"),
@@ -73,7 +74,42 @@ impl From<archive::Error> for Failure {
             archive::Error::Read(_) | archive::Error::Write(_) | archive::Error::File(_) => {
                 is(Code::Failed).hint("catnap doctor, which looks at the room that is left")
             }
+            archive::Error::Registry(error) => error.into(),
+            archive::Error::Unfit { .. } => is(Code::Verify)
+                .hint("have it pushed again, which sends what is missing there; what is damaged there its keeper must remove first"),
+            archive::Error::Large { .. } => is(Code::Refused).hint("--disk-only, or catnap snapshot export"),
             archive::Error::Interrupted => is(Code::Failed),
+        }
+    }
+}
+
+impl From<oci::Error> for Failure {
+    fn from(error: oci::Error) -> Failure {
+        let is = |code| Failure::new(code, error.to_string());
+        match error {
+            oci::Error::Reference { .. } => {
+                is(Code::Usage).hint("REGISTRY/REPOSITORY:TAG, as in localhost:5000/cats/anna:monday")
+            }
+            oci::Error::Plain(_) => is(Code::Refused)
+                .hint("catnap snapshot push or pull with --plain-http, if everybody in between may see it"),
+            oci::Error::Configuration { .. } | oci::Error::Helper { .. } => {
+                is(Code::Failed).hint("docker login, which writes it anew")
+            }
+            oci::Error::NoRoots => is(Code::Host).hint("install ca-certificates, or set SSL_CERT_FILE"),
+            oci::Error::Answer { status: 400..=499, .. } => {
+                is(Code::Failed).hint("whether that is a registry, and the repository one of it")
+            }
+            oci::Error::Unreachable { .. } | oci::Error::Answer { .. } => {
+                is(Code::Failed).hint("the same again: what has arrived is not done twice")
+            }
+            oci::Error::Denied { .. } => is(Code::Refused).hint("docker login, and whether you may"),
+            oci::Error::NotFound(_) => {
+                is(Code::NotFound).hint("another tag or repository; catnap snapshot push puts one there")
+            }
+            oci::Error::Strange { .. } => {
+                is(Code::Verify).hint("catnap snapshot export hands it on without a registry")
+            }
+            oci::Error::Interrupted => is(Code::Failed),
         }
     }
 }

@@ -74,8 +74,10 @@ pub fn run(args: Args) -> Outcome {
 pub fn find_or_make(house: &House, reference: &str) -> Result<Snapshot, Failure> {
     match reference {
         image::NAME => Ok(image::ensure(house.store(), &mut Watched::begin())?),
-        file if snapshot::import::is_archive(file) => snapshot::import::bring(house, file),
-        _ => house.image(reference),
+        _ => match snapshot::import::bring(house, reference)? {
+            Some(brought) => Ok(brought),
+            None => house.image(reference),
+        },
     }
 }
 

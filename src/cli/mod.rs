@@ -221,6 +221,8 @@ mod tests {
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
             "catnap snapshot export --disk-only anna@a - --yes",
             "catnap snapshot inspect --secrets --find meow --find purr anna@a",
+            "catnap snapshot push --disk-only --dry-run -y anna@a localhost:5000/anna:a",
+            "catnap snapshot pull --name b@c --plain-http host.example/anna:a",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -254,6 +256,9 @@ mod tests {
             "catnap snapshot export anna@a",
             "catnap snapshot export --disk-only --with-memory anna@a x.catnap",
             "catnap snapshot import",
+            "catnap snapshot push anna@a",
+            "catnap snapshot pull",
+            "catnap snapshot push --find abc anna@a localhost:5000/anna:a",
             "catnap snapshot inspect --find meow anna@a",
             "catnap snapshot inspect --secrets --find abc anna@a",
             "catnap snapshot prune --older-than 7",

@@ -43,7 +43,8 @@ Examples:
   catnap restore anna@monday --replace
   catnap restore anna@monday --name anna-again -p 8081:80
   catnap restore anna@monday --name anna-cold --cold
-  catnap restore anna.catnap")]
+  catnap restore anna.catnap
+  catnap restore localhost:5000/cats/anna:monday")]
 pub struct Args {
     /// The machine's name [default: that of the machine that was snapshotted]
     #[arg(short, long, conflicts_with = "replace")]
@@ -77,7 +78,8 @@ pub struct Args {
     /// How many seconds the guest has until its agent answers; 0 does not wait for one
     #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
-    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap, which is imported
+    /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which
+    /// is brought here
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
 }
@@ -217,11 +219,12 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file is imported first.
+/// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file or a registry is
+/// brought here first.
 pub fn find(house: &House, reference: &str) -> Result<Snapshot, Failure> {
     let store = house.store();
-    if import::is_archive(reference) {
-        return import::bring(house, reference);
+    if let Some(snapshot) = import::bring(house, reference)? {
+        return Ok(snapshot);
     }
     let snapshot = store.resolve(reference).map_err(|error| match error {
         store::Error::NoSnapshot(_) => Failure::from(error).hint("catnap snapshot ls"),

@@ -10,6 +10,7 @@ use super::{Outcome, checks, console, disk, image, launch, start, ui};
 use crate::archive;
 use crate::boot;
 use crate::control::{Code, Failure};
+use crate::oci::Reference;
 use crate::spec::{Ephemeral, Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
@@ -29,7 +30,8 @@ Examples:
   catnap run kitten --name anna --ephemeral 64M:/mnt
   catnap run kitten --kernel ./bzImage --append 'loglevel=7' --attach")]
 pub struct Args {
-    /// The image: a name, sha256: and some digits (`catnap image ls`), or a FILE.catnap, which is imported
+    /// The image: a name, sha256: and some digits (`catnap image ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which is
+    /// brought here
     #[arg(value_name = "IMAGE")]
     image: String,
     /// The machine's name [default: a free one, such as kitten-1]
@@ -129,8 +131,10 @@ pub fn run(args: Args) -> Outcome {
 
 /// A friendly name for a machine of this image.
 fn numbered(image: &str, number: u32) -> Result<Name, Failure> {
-    let file = image.strip_suffix(archive::SUFFIX).map(|path| path.rsplit('/').next().unwrap_or_default());
-    let base = file.unwrap_or(image).split('@').next().filter(|base| base.parse::<Name>().is_ok() && base.len() < 50);
+    let file = image.strip_suffix(archive::SUFFIX).map(|path| path.rsplit('/').next().unwrap_or_default().to_owned());
+    let repository = || Some(image.parse::<Reference>().ok()?.repository.rsplit('/').next()?.to_owned());
+    let base = file.or_else(repository).unwrap_or(image.into());
+    let base = base.split('@').next().filter(|base| base.parse::<Name>().is_ok() && base.len() < 50);
     let base = base.unwrap_or("machine");
     format!("{base}-{number}").parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()))
 }
@@ -170,9 +174,17 @@ mod tests {
 
     #[test]
     fn machines_without_a_name_are_called_after_their_image() {
-        let names = ["kitten", "anna@monday", "sha256:abcd", "../x", "../anna@x.catnap", ".catnap"]
-            .map(|image| numbered(image, 2).unwrap().to_string());
-        assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2", "anna-2", "machine-2"]);
+        let names = [
+            "kitten",
+            "anna@monday",
+            "sha256:abcd",
+            "../x",
+            "../anna@x.catnap",
+            ".catnap",
+            "localhost:5000/cats/anna:monday",
+        ]
+        .map(|image| numbered(image, 2).unwrap().to_string());
+        assert_eq!(names, ["kitten-2", "anna-2", "machine-2", "machine-2", "anna-2", "machine-2", "anna-2"]);
     }
 
     #[test]

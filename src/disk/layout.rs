@@ -21,7 +21,7 @@ use super::{Error, Format};
 use crate::sys::files::At;
 
 /// The unit of allocation: QEMU's default, a good compromise between copying and the size of tables.
-pub(super) const CLUSTER: u64 = 64 << 10;
+pub const CLUSTER: u64 = 64 << 10;
 const CLUSTER_BITS: u32 = CLUSTER.trailing_zeros();
 /// Bytes that one L2 table maps: a cluster of entries of 8 bytes.
 const PER_L2: u64 = CLUSTER / 8 * CLUSTER;

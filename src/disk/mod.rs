@@ -39,7 +39,7 @@ pub use flatten::{Flattened, flatten};
 pub use fold::{fold, read_data};
 pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};
-pub use layout::{create_from_raw, create_overlay};
+pub use layout::{CLUSTER, create_from_raw, create_overlay};
 pub use medium::{Gone, Mark, Medium};
 pub use swap::{Prepared, prepare};
 

@@ -6,6 +6,7 @@
 //! data/arrived/DIGEST                        that the snapshot came from elsewhere
 //! data/names/NAME                            the digest that a name stands for
 //! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
+//! data/arriving/DIGEST/…                     what is being pulled, piece by piece
 //! data/staging/…                             what is being made; swept when its maker is gone
 //! ```
 //!
@@ -86,6 +87,9 @@ pub enum Error {
     /// The name stands for a snapshot already.
     #[error("there is a snapshot {0} already")]
     SnapshotTaken(String),
+    /// Somebody else is fetching it.
+    #[error("another catnap is fetching {0}")]
+    Arriving(Digest),
     /// No such machine.
     #[error("there is no machine {0}")]
     NoMachine(Name),
@@ -144,7 +148,7 @@ impl Store {
     /// Opens the store, making its folders when they are missing.
     pub fn open(home: &Home) -> Result<Store, Error> {
         let store = Store { home: home.clone() };
-        for folder in ["snapshots", "verified", "arrived", "names", "machines", "staging"] {
+        for folder in ["snapshots", "verified", "arrived", "names", "machines", "arriving", "staging"] {
             private_dir(&store.folder(folder))?;
         }
         Ok(store)

@@ -3,23 +3,32 @@
 //! A maker holds a lock on its folder's twin, `NAME.lock`, for as long as it lives. Sweeping removes folders
 //! whose lock is free; it and the making of new folders exclude each other, so that a folder which is not
 //! locked *yet* is never taken for one that is not locked *any more*.
+//!
+//! What arrives piece by piece has a folder that is known by its digest, and may outlive its maker: whoever comes next
+//! goes on there. Nobody trusts what is in it, so it need not be whole.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::{Error, Store};
+use crate::snapshot::Digest;
 use crate::sys::files::{self, At, names_in, private_dir};
 use crate::sys::lock::{FileLock, is_locked};
 use crate::sys::space;
 
 const LOCK: &str = "lock";
+const ARRIVING: &str = "arriving";
+/// How long what has arrived in part waits for the rest.
+const PATIENCE: Duration = Duration::from_secs(7 * 86400);
 
-/// A folder of one's own, which goes away with this value unless it was published.
+/// A folder of one's own, which goes away with this value unless it was published, or is to be kept.
 #[derive(Debug)]
 pub struct Staging {
     dir: PathBuf,
     lock: PathBuf,
+    kept: bool,
     _held: FileLock,
 }
 
@@ -27,6 +36,11 @@ impl Staging {
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether the folder stays when this value goes; only for those of [`Store::stage_arriving`].
+    pub fn keep(&mut self, keep: bool) {
+        self.kept = keep;
     }
 
     /// Lets the folder appear as `destination`, with everything in it on the disk.
@@ -37,6 +51,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         // After a publication there is nothing at `dir`. What cannot be removed now is swept later.
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_file(&self.lock);
@@ -50,9 +67,19 @@ impl Store {
         let name = files::unique_name();
         let lock = self.staging(&format!("{name}.{LOCK}"));
         let held = FileLock::exclusive(&lock)?;
-        let staging = Staging { dir: self.staging(&name), lock, _held: held };
+        let staging = Staging { dir: self.staging(&name), lock, kept: false, _held: held };
         private_dir(&staging.dir)?;
         Ok(staging)
+    }
+
+    /// The folder in which the snapshot with this digest arrives, perhaps with a part of it from an earlier time.
+    pub fn stage_arriving(&self, digest: &Digest) -> Result<Staging, Error> {
+        let _guard = self.guard()?;
+        let dir = self.folder(ARRIVING).join(digest.hex());
+        let lock = dir.with_extension(LOCK);
+        let held = FileLock::try_exclusive(&lock)?.ok_or(Error::Arriving(*digest))?;
+        private_dir(&dir)?;
+        Ok(Staging { dir, lock, kept: false, _held: held })
     }
 
     /// Removes what makers that are gone have left behind. Returns how many there were. A program that a killed
@@ -84,16 +111,20 @@ impl Store {
         Ok((folders.len(), bytes.fold(0, u64::saturating_add)))
     }
 
-    /// Folders whose makers are gone, and locks without one.
+    /// Folders whose makers are gone, and locks without one. What arrives has some time to go on.
     fn abandoned(&self) -> Result<Vec<PathBuf>, Error> {
         let mut abandoned = Vec::new();
-        for name in names_in(&self.folder("staging"))? {
-            let lock = match name.strip_suffix(&format!(".{LOCK}")) {
-                Some(_) => self.staging(&name),
-                None => self.staging(&format!("{name}.{LOCK}")),
-            };
-            if !is_locked(&lock)? {
-                abandoned.push(self.staging(&name));
+        for folder in ["staging", ARRIVING].map(|name| self.folder(name)) {
+            for name in names_in(&folder)? {
+                let lock = match name.strip_suffix(&format!(".{LOCK}")) {
+                    Some(_) => folder.join(&name),
+                    None => folder.join(format!("{name}.{LOCK}")),
+                };
+                let path = folder.join(&name);
+                let may_wait = folder.ends_with(ARRIVING) && !is_old(&path);
+                if !may_wait && !is_locked(&lock)? {
+                    abandoned.push(path);
+                }
             }
         }
         Ok(abandoned)
@@ -106,6 +137,12 @@ impl Store {
     fn guard(&self) -> Result<FileLock, Error> {
         Ok(FileLock::exclusive(&self.staging(".guard"))?)
     }
+}
+
+/// Whether nothing has appeared in a folder for long.
+fn is_old(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|age| age > PATIENCE))
 }
 
 #[cfg(test)]
@@ -131,5 +168,29 @@ mod tests {
         assert!(alive.dir().join("half").exists() && !dead.exists());
         drop(alive);
         assert_eq!(names_in(&store.folder("staging")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_has_arrived_in_part_waits_for_the_rest_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Home::at(dir.path()).unwrap()).unwrap();
+        let digest = Digest::of(b"x");
+        let mut one = store.stage_arriving(&digest).unwrap();
+        assert!(matches!(store.stage_arriving(&digest), Err(Error::Arriving(known)) if known == digest));
+        let path = one.dir().to_owned();
+        fs::write(path.join("half"), "x").unwrap();
+        one.keep(true);
+        drop(one);
+        assert_eq!(store.sweep().unwrap(), 0);
+        let mut two = store.stage_arriving(&digest).unwrap();
+        assert!(two.dir().join("half").exists());
+        let old = SystemTime::now() - PATIENCE - Duration::from_secs(60);
+        fs::File::open(&path).unwrap().set_modified(old).unwrap();
+        assert_eq!(store.sweep().unwrap(), 0, "somebody is at it");
+        two.keep(true);
+        drop(two);
+        assert_eq!((store.leftovers().unwrap().0, store.sweep().unwrap()), (1, 1));
+        drop(store.stage_arriving(&digest).unwrap());
+        assert!(!path.exists() && names_in(&store.folder(ARRIVING)).unwrap().is_empty());
     }
 }

@@ -15,5 +15,6 @@ pub mod process;
 pub mod program;
 pub mod space;
 pub mod thread;
+pub mod time;
 pub mod tmpfs;
 pub mod tty;

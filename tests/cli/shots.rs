@@ -23,6 +23,7 @@ pub struct Shot<'a> {
     state: bool,
     plain: Vec<(&'static str, Role, Vec<u8>)>,
     text: String,
+    noise: Vec<u8>,
 }
 
 enum Layer<'a> {
@@ -50,6 +51,7 @@ impl<'a> Shot<'a> {
             memory: Vec::new(),
             plain: Vec::new(),
             text: String::new(),
+            noise: Vec::new(),
             state: false,
         }
     }
@@ -73,6 +75,26 @@ impl<'a> Shot<'a> {
         if self.manifest.kind == Kind::Live {
             self.plain.push(("machine.state", Role::State, br#"{"format": 1, "parts": []}"#.into()));
         }
+        self
+    }
+
+    /// The same, with a kernel of this many bytes that cannot be compressed.
+    pub fn with_kernel(mut self, length: usize) -> Shot<'a> {
+        self = self.bootable();
+        self.plain[0].2 = noise(length);
+        self
+    }
+
+    /// A disk without a base that cannot be compressed.
+    pub fn noisy(mut self, clusters: u64) -> Shot<'a> {
+        self.noise = noise((clusters * CLUSTER) as usize);
+        self.filled(clusters, 0)
+    }
+
+    /// With one of the clusters zeros.
+    pub fn but(mut self, cluster: u64) -> Shot<'a> {
+        let at = (cluster * CLUSTER) as usize;
+        self.noise[at..at + CLUSTER as usize].fill(0);
         self
     }
 
@@ -137,6 +159,7 @@ impl<'a> Shot<'a> {
                     let raw = self.store.root().join(".raw");
                     let mut bytes = vec![*byte; (clusters * CLUSTER) as usize];
                     bytes.splice(..self.text.len(), self.text.bytes());
+                    bytes.splice(..self.noise.len(), self.noise.iter().copied());
                     bytes.resize((CLUSTERS * CLUSTER) as usize, 0);
                     fs::write(&raw, bytes).unwrap();
                     create_from_raw(&raw, &path).unwrap();
@@ -169,6 +192,20 @@ impl<'a> Shot<'a> {
         let name = self.manifest.name.clone();
         self.store.publish(staging, &self.manifest, &name).unwrap()
     }
+}
+
+/// Bytes that look like chance (xorshift64*), and are the same in every run.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let word = |_| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(word).collect();
+    bytes.truncate(length);
+    bytes
 }
 
 fn memory(pages: &[(u64, u8)], full: bool) -> (Index, Vec<u8>) {

@@ -13,6 +13,7 @@ pub mod namespace;
 pub mod naps;
 pub mod net;
 pub mod ran;
+pub mod registry;
 pub mod terminal;
 
 use std::ffi::OsString;

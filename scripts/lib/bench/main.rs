@@ -11,6 +11,7 @@ mod look;
 mod monitor;
 mod parts;
 mod process;
+mod push;
 mod report;
 mod restore;
 mod snapshot;
@@ -38,6 +39,8 @@ enum Part {
     Restore,
     /// What memory clones of one snapshot cost
     Clones,
+    /// What a registry is sent of successive snapshots
+    Push,
     /// All of these
     All,
 }
@@ -57,7 +60,7 @@ struct Args {
     /// A kernel in place of the image's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's memory; several, with commas [default: boot 128M, clones 256M, others 256M,1G,4G]
+    /// The guest's memory; several, with commas [default: boot 128M, clones and push 256M, others 256M,1G,4G]
     #[arg(long, value_name = "SIZE", value_delimiter = ',')]
     memory: Vec<Size>,
     /// How often everything is measured
@@ -66,6 +69,9 @@ struct Args {
     /// How many clones; several, with commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 10], value_parser = clap::value_parser!(u32).range(1..=200))]
     clones: Vec<u32>,
+    /// What runs Debian's docker-registry
+    #[arg(long, value_name = "FILE", default_value = "docker-registry")]
+    registry: PathBuf,
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     append: String,
@@ -90,7 +96,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let bench = parts::Bench::begin(args)?;
     let mut sections = Vec::new();
-    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones] {
+    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones, Part::Push] {
         if [part, Part::All].contains(&args.part) {
             bench.measure(part, &mut sections)?;
         }

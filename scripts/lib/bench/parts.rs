@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::monitor::{Catnap, Guest, Monitor, Nap};
 use crate::report::{Column, Row, Section};
-use crate::{Args, Part, Result, boot, clones, restore, snapshot};
+use crate::{Args, Part, Result, boot, clones, push, restore, snapshot};
 
 /// What all parts begin with.
 pub struct Bench<'a> {
@@ -40,7 +40,7 @@ impl<'a> Bench<'a> {
     pub fn measure(&self, part: Part, sections: &mut Vec<Section>) -> Result<()> {
         let sizes: &[Size] = match part {
             Part::Boot => &[Size::mib(128)],
-            Part::Clones => &[Size::mib(256)],
+            Part::Clones | Part::Push => &[Size::mib(256)],
             Part::Snapshot | Part::Restore | Part::All => &[Size::mib(256), Size::mib(1024), Size::mib(4096)],
         };
         let sizes = if self.args.memory.is_empty() { sizes } else { &self.args.memory };
@@ -50,6 +50,7 @@ impl<'a> Bench<'a> {
                 Part::Snapshot => sections.push(self.snapshots(memory)?),
                 Part::Restore => sections.push(self.restores(memory)?),
                 Part::Clones => self.clones(memory, sections)?,
+                Part::Push => sections.push(self.pushes(memory)?),
                 Part::All => {}
             }
         }
@@ -109,6 +110,19 @@ impl<'a> Bench<'a> {
             sections.push(Section { guests: count, ..self.section("clones", title, memory, &clones::ROWS, columns) });
         }
         self.forget(&monitors, &naps)
+    }
+
+    /// Of Catnap alone: nobody else has that.
+    fn pushes(&self, memory: Size) -> Result<Section> {
+        let catnap = self.catnap.with_memory(memory);
+        let work = tempfile::tempdir_in(self.catnap.beside())?;
+        let monitors: Monitors = vec![Box::new(catnap.clone())];
+        let registry = &self.args.registry;
+        let columns =
+            self.turns(&monitors, "push", work.path(), |_, _, folder| push::measure(&catnap, registry, folder))?;
+        let runs = self.args.runs;
+        let title = format!("snapshots of a guest with {memory} in a registry on this host, {runs} runs");
+        Ok(self.section("push", title, memory, &push::ROWS, columns))
     }
 
     /// Catnap and its peers, for guests with this much RAM.

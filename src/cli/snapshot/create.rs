@@ -14,7 +14,7 @@ use crate::control::{Client, Code, Failure, Keeper};
 use crate::machine::{Phase, Progress};
 use crate::spec::{Error, Name};
 use crate::store::Machine;
-use crate::sys::process;
+use crate::sys::{process, time};
 
 /// The longest note, in bytes; the manifest's own limit.
 const MAX_NOTE: usize = 4096;
@@ -182,28 +182,7 @@ fn tell(taken: &Taken) -> String {
 /// The tag of this moment: date and time in UTC, such as `2026-11-24-205730`.
 pub fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    timestamp(since.as_secs())
-}
-
-fn timestamp(seconds: u64) -> String {
-    let mut time = libc::tm {
-        tm_sec: 0,
-        tm_min: 0,
-        tm_hour: 0,
-        tm_mday: 0,
-        tm_mon: 0,
-        tm_year: 0,
-        tm_wday: 0,
-        tm_yday: 0,
-        tm_isdst: 0,
-        tm_gmtoff: 0,
-        tm_zone: std::ptr::null(),
-    };
-    let seconds = seconds as libc::time_t;
-    // SAFETY: both pointers are to live values; gmtime_r writes only to the second.
-    unsafe { libc::gmtime_r(&seconds, &mut time) };
-    let (year, month, day) = (time.tm_year + 1900, time.tm_mon + 1, time.tm_mday);
-    format!("{year:04}-{month:02}-{day:02}-{:02}{:02}{:02}", time.tm_hour, time.tm_min, time.tm_sec)
+    time::tag(since.as_secs()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -223,7 +202,6 @@ mod tests {
 
     #[test]
     fn a_tag_for_now_can_be_a_tag() {
-        assert_eq!(timestamp(1_700_000_000), "2023-11-14-221320");
         assert!(now().parse::<Name>().is_ok());
     }
 }

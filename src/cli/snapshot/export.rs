@@ -84,28 +84,14 @@ pub fn run(args: Args) -> Outcome {
     let house = House::open()?;
     let to_stdout = args.file.as_os_str() == "-";
     check_target(&args.file, to_stdout, args.json)?;
-    let snapshot = house.store().resolve(&args.reference)?;
-    let has_memory = snapshot.manifest.memory.is_some();
-    if args.with_memory && !has_memory {
-        let why = format!("{} is a {} snapshot, which has no memory", args.reference, snapshot.manifest.kind.name());
-        return Err(Failure::new(Code::Refused, why).hint("leave --with-memory away"));
-    }
-    let memory = has_memory && !args.disk_only;
-    let going = if memory { snapshot.clone() } else { Store::without_memory(&snapshot) };
-    let report = secrets::scan(&house, &args.reference, &going, &args.find)?;
-    show(&args.reference, &snapshot, &going, &report);
-    if (memory || !report.findings.is_empty()) && !args.yes {
-        let question = format!("Write all of this to {}?", args.file.display());
-        if !ui::confirm(&question)? {
-            return Err(Failure::new(Code::Refused, "nothing was written").hint("--disk-only leaves the memory out"));
-        }
-    }
+    let going = Going::find(&house, &args.reference, args.with_memory, args.disk_only, &args.find)?;
+    going.ask(args.yes, &format!("Write all of this to {}?", args.file.display()), "nothing was written")?;
     let begun = Instant::now();
     let progress = ui::Progress::begin(format!("Exporting {}", args.reference));
     let mut watch = |now: crate::archive::Progress<'_>| {
         progress.count(format!("Exporting {}: {}", args.reference, now.what), now.done, now.total);
     };
-    let outgoing = Outgoing::prepare(house.store(), &snapshot, memory, &mut watch)?;
+    let outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
     let bytes = match to_stdout {
         true => outgoing.write(io::stdout(), &mut watch)?.1,
         false => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
@@ -118,7 +104,7 @@ pub fn run(args: Args) -> Outcome {
         kind: outgoing.manifest().kind,
         bytes,
         content_bytes: outgoing.size(),
-        secrets: report.findings.len(),
+        secrets: going.report.findings.len(),
         seconds: begun.elapsed().as_secs_f64(),
     };
     match (to_stdout, args.json) {
@@ -170,6 +156,47 @@ fn write_file(path: &Path, write: impl FnOnce(File) -> Result<(File, u64), Failu
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// A snapshot that is about to travel, which the user has been shown.
+pub struct Going {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Whether its memory goes.
+    pub memory: bool,
+    /// The secrets in what goes.
+    pub report: Report,
+}
+
+impl Going {
+    /// Finds a snapshot, searches what of it is to travel for secrets, and shows all of that.
+    pub fn find(
+        house: &House,
+        reference: &str,
+        with_memory: bool,
+        disk_only: bool,
+        wanted: &[String],
+    ) -> Result<Going, Failure> {
+        let snapshot = house.store().resolve(reference)?;
+        let has_memory = snapshot.manifest.memory.is_some();
+        if with_memory && !has_memory {
+            let why = format!("{reference} is a {} snapshot, which has no memory", snapshot.manifest.kind.name());
+            return Err(Failure::new(Code::Refused, why).hint("leave --with-memory away"));
+        }
+        let memory = has_memory && !disk_only;
+        let going = if memory { snapshot.clone() } else { Store::without_memory(&snapshot) };
+        let report = secrets::scan(house, reference, &going, wanted)?;
+        show(reference, &snapshot, &going, &report);
+        Ok(Going { snapshot, memory, report })
+    }
+
+    /// Asks, when there is something to ask for: memory, or secrets.
+    pub fn ask(&self, yes: bool, question: &str, nothing: &str) -> Result<(), Failure> {
+        if yes || !self.memory && self.report.findings.is_empty() || ui::confirm(question)? {
+            return Ok(());
+        }
+        Err(Failure::new(Code::Refused, nothing).hint("--disk-only leaves the memory out"))
+    }
 }
 
 /// Shows what is about to travel.

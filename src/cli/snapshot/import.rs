@@ -10,10 +10,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::pull;
 use crate::archive::{self, Arrived, Naming};
 use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
 use crate::control::{Code, Failure};
+use crate::oci::Reference;
 use crate::snapshot::{Digest, Kind};
 use crate::store::Snapshot;
 use crate::sys::process;
@@ -58,12 +60,7 @@ pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
     let begun = Instant::now();
-    let naming = args.name.as_deref().map_or(Naming::Own, Naming::As);
-    if let Naming::As(name) = naming
-        && name.starts_with(Digest::PREFIX)
-    {
-        return Err(crate::store::Error::Reference(name.into()).into());
-    }
+    let naming = naming(args.name.as_deref())?;
     let (arrived, bytes) = import(&house, &args.file, naming)?;
     let Arrived { snapshot, name, known } = arrived;
     let imported = Imported {
@@ -84,18 +81,29 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether a reference to a snapshot is a file with one.
-pub fn is_archive(reference: &str) -> bool {
-    reference.ends_with(archive::SUFFIX)
+/// What a snapshot that comes is to be called, when the user says so.
+pub fn naming(name: Option<&str>) -> Result<Naming<'_>, Failure> {
+    match name {
+        Some(name) if name.starts_with(Digest::PREFIX) => Err(crate::store::Error::Reference(name.into()).into()),
+        Some(name) => Ok(Naming::As(name)),
+        None => Ok(Naming::Own),
+    }
 }
 
-/// The snapshot in a file, which is here now, under the name in it or a free one.
-pub fn bring(house: &House, file: &str) -> Result<Snapshot, Failure> {
-    let (arrived, _) = import(house, file, Naming::OwnOrFree)?;
+/// The snapshot that a reference means which leads out of this store, to a file or a registry. It is here now, under
+/// the name in it or a free one.
+pub fn bring(house: &House, reference: &str) -> Result<Option<Snapshot>, Failure> {
+    let (arrived, how) = if reference.ends_with(archive::SUFFIX) {
+        (import(house, reference, Naming::OwnOrFree)?.0, "imported")
+    } else if Reference::is_meant(reference) {
+        (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false)?.arrived, "pulled")
+    } else {
+        return Ok(None);
+    };
     if !arrived.known {
-        ui::note(format!("{file} was imported as {}", arrived.name));
+        ui::note(format!("{reference} was {how} as {}", arrived.name));
     }
-    Ok(arrived.snapshot)
+    Ok(Some(arrived.snapshot))
 }
 
 /// Imports a file; also gives how many bytes of it were read.

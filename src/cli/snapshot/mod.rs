@@ -7,6 +7,8 @@ pub mod import;
 mod inspect;
 mod ls;
 mod prune;
+mod pull;
+mod push;
 pub mod rm;
 mod secrets;
 mod tree;
@@ -32,6 +34,8 @@ Examples:
   catnap snapshot prune --older-than 7d --keep 3 --dry-run
   catnap snapshot export anna@monday anna.catnap
   catnap snapshot import anna.catnap
+  catnap snapshot push anna@monday localhost:5000/cats/anna:monday
+  catnap snapshot pull localhost:5000/cats/anna:monday
 
 `catnap snapshot VERB --help` explains each.")]
 pub struct Args {
@@ -51,6 +55,8 @@ enum Verb {
     Prune(prune::Args),
     Export(export::Args),
     Import(import::Args),
+    Push(push::Args),
+    Pull(pull::Args),
 }
 
 /// Runs the verb.
@@ -66,5 +72,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::Prune(args) => prune::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Import(args) => import::run(args),
+        Verb::Push(args) => push::run(args),
+        Verb::Pull(args) => pull::run(args),
     }
 }

@@ -64,6 +64,34 @@ impl Catnap {
         Ok(Catnap { home: Some(folder.into()), store: Store::open(&Home::at(folder)?)?, ..self.clone() })
     }
 
+    /// Another one with an empty home in `folder`.
+    pub fn elsewhere(&self, folder: &Path) -> Result<Catnap> {
+        Ok(Catnap { home: Some(folder.into()), store: Store::open(&Home::at(folder)?)?, ..self.clone() })
+    }
+
+    /// Pushes a snapshot; how many bytes were sent, and how long that took.
+    pub fn push(&self, nap: &Nap, target: &str) -> Result<(u64, Duration)> {
+        let begun = Instant::now();
+        let pushed = said(self.verb("snapshot").args(["push", &nap.place, target, "--yes", "--json"]))?;
+        let pushed: Value = serde_json::from_str(&pushed)?;
+        Ok((pushed["sent_bytes"].as_u64().ok_or("a push does not tell what it sent")?, begun.elapsed()))
+    }
+
+    /// Pulls a snapshot; how long that took.
+    pub fn pull(&self, source: &str) -> Result<Duration> {
+        let begun = Instant::now();
+        said(self.verb("snapshot").args(["pull", source]))?;
+        Ok(begun.elapsed())
+    }
+
+    /// Wakes a machine from a registry.
+    pub fn wake_at(&self, source: &str, folder: &Path) -> Result<Running> {
+        let port = free_port()?;
+        let mut command = self.verb("restore");
+        command.args([source, "--publish", &format!("{port}:80"), "--timeout", "120"]);
+        self.spawn(command, NAME, port, folder)
+    }
+
     /// A folder on the filesystem where it keeps everything, for what can be made again.
     pub fn beside(&self) -> &Path {
         &self.store.home().cache
@@ -221,7 +249,8 @@ impl Catnap {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// A port that nobody had a moment ago.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

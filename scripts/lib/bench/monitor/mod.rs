@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use ::catnap::spec::Size;
 use catnap_guest::protocol::{AGENT_PORT, Request, write_line};
 
-pub use self::catnap::Catnap;
+pub use self::catnap::{Catnap, free_port};
 use self::firecracker::Firecracker;
 use crate::Result;
 
