@@ -7,6 +7,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::Result;
 use crate::monitor::Running;
 
@@ -60,6 +62,13 @@ pub fn ask(running: &Running) -> Option<String> {
 pub fn page(running: &Running) -> Option<()> {
     let mut stream = running.site.connect(ANSWER).ok()?;
     get(&mut stream, "/").ok().filter(|answer| is_ok(answer)).map(drop)
+}
+
+/// What the guest says of itself on its site.
+pub fn status(running: &Running) -> Option<Value> {
+    let mut stream = running.site.connect(ANSWER).ok()?;
+    let answer = get(&mut stream, "/api/status").ok().filter(|answer| is_ok(answer))?;
+    serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
 }
 
 fn is_ok(answer: &str) -> bool {

@@ -13,6 +13,7 @@ mod parts;
 mod process;
 mod push;
 mod report;
+mod resize;
 mod restore;
 mod snapshot;
 
@@ -41,7 +42,9 @@ enum Part {
     Clones,
     /// What a registry is sent of successive snapshots
     Push,
-    /// All of these
+    /// What another size brings, and how soon
+    Resize,
+    /// All of these but `resize`, which wants a host of two CPUs
     All,
 }
 
@@ -60,7 +63,7 @@ struct Args {
     /// A kernel in place of the image's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's memory; several, with commas [default: boot 128M, clones and push 256M, others 256M,1G,4G]
+    /// The guest's memory; several, with commas [default: boot 128M, clones, push and resize 256M, others 256M,1G,4G]
     #[arg(long, value_name = "SIZE", value_delimiter = ',')]
     memory: Vec<Size>,
     /// How often everything is measured
@@ -100,6 +103,9 @@ fn run(args: &Args) -> Result<()> {
         if [part, Part::All].contains(&args.part) {
             bench.measure(part, &mut sections)?;
         }
+    }
+    if args.part == Part::Resize {
+        bench.measure(Part::Resize, &mut sections)?;
     }
     match args.json {
         true => report::json(bench.command_line(), &sections),

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::monitor::{Catnap, Guest, Monitor, Nap};
 use crate::report::{Column, Row, Section};
-use crate::{Args, Part, Result, boot, clones, push, restore, snapshot};
+use crate::{Args, Part, Result, boot, clones, push, resize, restore, snapshot};
 
 /// What all parts begin with.
 pub struct Bench<'a> {
@@ -40,7 +40,7 @@ impl<'a> Bench<'a> {
     pub fn measure(&self, part: Part, sections: &mut Vec<Section>) -> Result<()> {
         let sizes: &[Size] = match part {
             Part::Boot => &[Size::mib(128)],
-            Part::Clones | Part::Push => &[Size::mib(256)],
+            Part::Clones | Part::Push | Part::Resize => &[Size::mib(256)],
             Part::Snapshot | Part::Restore | Part::All => &[Size::mib(256), Size::mib(1024), Size::mib(4096)],
         };
         let sizes = if self.args.memory.is_empty() { sizes } else { &self.args.memory };
@@ -51,6 +51,7 @@ impl<'a> Bench<'a> {
                 Part::Restore => sections.push(self.restores(memory)?),
                 Part::Clones => self.clones(memory, sections)?,
                 Part::Push => sections.push(self.pushes(memory)?),
+                Part::Resize => sections.push(self.resizes(memory)?),
                 Part::All => {}
             }
         }
@@ -123,6 +124,18 @@ impl<'a> Bench<'a> {
         let runs = self.args.runs;
         let title = format!("snapshots of a guest with {memory} in a registry on this host, {runs} runs");
         Ok(self.section("push", title, memory, &push::ROWS, columns))
+    }
+
+    /// Of Catnap alone, too.
+    fn resizes(&self, memory: Size) -> Result<Section> {
+        let catnap = self.catnap.with_memory(memory);
+        let work = tempfile::tempdir_in(self.catnap.beside())?;
+        let monitors: Monitors = vec![Box::new(catnap.clone())];
+        let columns = self.turns(&monitors, "resize", work.path(), |_, _, folder| resize::measure(&catnap, folder))?;
+        let (twice, runs) = (Size(memory.bytes() * 2), self.args.runs);
+        let title =
+            format!("1 vCPU and {memory} become 2 vCPUs and {twice}, and back, until the guest says so, {runs} runs");
+        Ok(self.section("resize", title, memory, &resize::ROWS, columns))
     }
 
     /// Catnap and its peers, for guests with this much RAM.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::catnap::control::protocol::{Status, Taken};
@@ -92,6 +92,33 @@ impl Catnap {
         self.spawn(command, NAME, port, folder)
     }
 
+    /// Begins to give the machine so many vCPUs, and so many times its memory.
+    pub fn resize(&self, cpus: u32) -> Result<Child> {
+        Ok(self.verb("resize").arg(NAME).args(self.size(cpus)).stdout(Stdio::null()).spawn()?)
+    }
+
+    /// Wakes a snapshot at another size.
+    pub fn wake_sized(&self, nap: &Nap, cpus: u32, folder: &Path) -> Result<Running> {
+        let port = free_port()?;
+        let mut command = self.verb("restore");
+        command.arg(&nap.place).args(self.size(cpus));
+        command.args(["--publish", &format!("{port}:80"), "--timeout", "120"]);
+        self.spawn(command, NAME, port, folder)
+    }
+
+    fn size(&self, cpus: u32) -> [String; 4] {
+        let memory = Size(self.memory.bytes() * u64::from(cpus));
+        ["--cpus".into(), cpus.to_string(), "--memory".into(), memory.to_string()]
+    }
+
+    /// How many answers a second the machine's page gives to so many clients at a time.
+    pub fn load(&self, clients: u32) -> Result<f64> {
+        let clients = clients.to_string();
+        let load = said(self.verb("load").args([NAME, "--seconds", "5", "--connections", &clients, "--json"]))?;
+        let load: Value = serde_json::from_str(&load)?;
+        Ok(load["requests_per_second"].as_f64().ok_or("load does not tell what came of it")?)
+    }
+
     /// A folder on the filesystem where it keeps everything, for what can be made again.
     pub fn beside(&self) -> &Path {
         &self.store.home().cache
@@ -102,7 +129,7 @@ impl Catnap {
     pub fn warm_up(&self, folder: &Path) -> Result<Guest> {
         // What an earlier run may have left behind when it was killed.
         let _ = self.verb("rm").args(["--force", NAME]).output();
-        let snapshots = ["idle", "ticking"].map(|tag| format!("{NAME}@{tag}"));
+        let snapshots = ["idle", "ticking", "small", "large"].map(|tag| format!("{NAME}@{tag}"));
         let _ = self.verb("snapshot").arg("rm").args(snapshots).output();
         let mut running = self.start(folder)?;
         let guest = self.learn(&mut running, folder);
