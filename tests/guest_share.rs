@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use common::naps::Swept;
 use common::ran::{self, Ran};
-use common::registry::Registry;
+use common::registry::Repository;
 use common::{catnap, home, http, machine, net};
 
 /// A house of a colleague's, who has nothing of ours but what we give.
@@ -100,7 +100,7 @@ fn a_colleague_wakes_it_as_somebody_else() {
 
 #[test]
 fn through_a_registry_only_what_changed_travels_and_it_wakes_there() {
-    let (_swept, registry) = (Swept, Registry::start());
+    let (_swept, registry) = (Swept, Repository::new());
     let anna = machine("anna").publish(80).boot();
     anna.sh("echo early >/tmp/note; sync");
     anna.snapshot("one", &[]);
@@ -135,10 +135,4 @@ fn through_a_registry_only_what_changed_travels_and_it_wakes_there() {
     let identity = "cat /etc/machine-id; hostname";
     assert_ne!(anna.sh(identity), colleague.sh("bella", identity));
     colleague.catnap("snapshot verify").succeeds();
-
-    // Most of the other one is there now.
-    let pulled = colleague.catnap(&format!("snapshot pull --json {}", registry.at("one"))).succeeds().json();
-    println!("    one, behind two: {} bytes fetched", pulled["fetched_bytes"]);
-    assert_eq!(pulled["digest"], one["digest"]);
-    assert!(pulled["fetched_bytes"].as_f64() < Some(bytes(&one) * 0.15), "{pulled}");
 }

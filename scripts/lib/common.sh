@@ -153,3 +153,20 @@ carry_registry() {
     mapfile -t files < <(ldd "$program" | sed -n 's/.* \(\/[^ ]*\) (.*/\1/p; s/^\s*\(\/[^ ]*\) (.*/\1/p')
     "$root/scripts/lab" push "$program" "${files[@]}" "$root/scripts/lib/registry" "$1"
 }
+
+# start_registry FOLDER: starts a registry on a free port of this machine's loopback, with all that it keeps in FOLDER.
+# Sets registry_port and registry_pid.
+start_registry() {
+    registry_port=$(free_port)
+    mkdir -p "$1"
+    cat >"$1/config.yml" <<END
+version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: "$1/storage"}}
+http: {addr: "127.0.0.1:$registry_port"}
+END
+    docker-registry serve "$1/config.yml" </dev/null >"$1/log" 2>&1 &
+    # shellcheck disable=SC2034 # used by those who source this
+    registry_pid=$!
+    until_true 20 port_taken "$registry_port" || die 1 "docker-registry does not start: $(tail -n 3 "$1/log")"
+}

@@ -1,18 +1,17 @@
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use ureq::http::{Method, Request, StatusCode, Uri};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::auth::Challenge;
 use super::credentials::{self, Credentials};
 use super::reference::is_loopback;
-use super::{Error, Reference, Version};
+use super::{Error, Reference, Version, transport};
 use crate::snapshot::Digest;
 use crate::sys::process;
 
@@ -29,9 +28,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// The longest that a registry may make us wait between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 const MAX_REDIRECTS: usize = 5;
-const CONNECT_WITHIN: Duration = Duration::from_secs(15);
-/// How long nothing may come, or go.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// What is to be done in a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,27 +61,7 @@ impl Client {
     /// A client for the repository of `reference`, with the credentials of the docker configuration. In the clear
     /// only when `plain` is wished, or to a registry on this machine that speaks nothing else.
     pub fn new(reference: &Reference, access: Access, plain: bool) -> Result<Client, Error> {
-        let near = reference.is_loopback();
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .https_only(!plain && !near)
-            // Redirects are followed here, where it is known who may get credentials.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("catnap/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(CONNECT_WITHIN))
-            .timeout_connect(Some(CONNECT_WITHIN))
-            .timeout_per_read(Some(SILENCE))
-            .timeout_per_write(Some(SILENCE));
-        if near {
-            config = config.proxy(None);
-        }
-        let (tls, trusts) = tls();
-        if !trusts && !plain && !near {
-            return Err(Error::NoRoots);
-        }
-        let agent = config.tls_config(tls).build().new_agent();
-        let encrypted = !plain && (!near || encrypts(&agent, &reference.host));
+        let (agent, encrypted) = transport::agent(reference, plain)?;
         let scheme = if encrypted { "https" } else { "http" };
         Ok(Client {
             agent,
@@ -102,18 +78,17 @@ impl Client {
         &self.reference
     }
 
-    /// The manifest with its media type, if there is one.
-    pub fn manifest(&self, accept: &str) -> Result<(Vec<u8>, String), Error> {
+    /// The manifest, of a type that is accepted.
+    pub fn manifest(&self, accept: &str) -> Result<Vec<u8>, Error> {
         let url = self.url(&format!("manifests/{}", self.reference.version));
         self.again(|| {
             let answer = self.get(&url, &[(ACCEPT.as_str(), accept)], "give the manifest")?;
-            let media_type = header(&answer.headers, CONTENT_TYPE.as_str()).unwrap_or_default().to_owned();
             let bytes = self.bytes(answer, MAX_MANIFEST)?;
-            match &self.reference.version {
-                Version::Digest(digest) if *digest != Digest::of(&bytes) => {
-                    Err(self.strange(format!("the manifest's digest is {}", Digest::of(&bytes))))
+            match (&self.reference.version, Digest::of(&bytes)) {
+                (Version::Digest(digest), found) if *digest != found => {
+                    Err(self.strange(format!("the manifest's digest is {found}")))
                 }
-                _ => Ok((bytes, media_type)),
+                _ => Ok(bytes),
             }
         })
     }
@@ -426,7 +401,7 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Error {
-        match tls_error(error) {
+        match transport::tls_error(error) {
             Some(rustls::Error::InvalidMessage(_)) => return Error::Plain(self.reference.host.clone()),
             // A certificate does not become good by waiting.
             Some(error) => return self.strange(format!("its TLS is not to be trusted: {error}")),
@@ -438,33 +413,6 @@ impl Client {
             ureq::Error::BadUri(_) => self.strange("an address of it is none".into()),
             error => self.broken(error.to_string()),
         }
-    }
-}
-
-/// TLS with the certificates that this host trusts, and whether it trusts any.
-fn tls() -> (TlsConfig, bool) {
-    let roots = rustls_native_certs::load_native_certs().certs;
-    let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-    let config = TlsConfig::builder()
-        .root_certs(RootCerts::new_with_certs(&roots))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build();
-    (config, !roots.is_empty())
-}
-
-/// Whether a registry on this machine speaks TLS, though perhaps with a certificate that nobody trusts.
-fn encrypts(agent: &Agent, host: &str) -> bool {
-    match agent.get(format!("https://{host}/v2/")).call() {
-        Ok(_) => true,
-        Err(error) => tls_error(&error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_))),
-    }
-}
-
-fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
-    match error {
-        ureq::Error::Rustls(error) => Some(error),
-        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
-        _ => None,
     }
 }
 

@@ -10,6 +10,7 @@ mod auth;
 mod client;
 mod credentials;
 mod reference;
+mod transport;
 
 pub use client::{Access, Client, MAX_MANIFEST};
 pub use reference::{Reference, Version};

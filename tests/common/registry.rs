@@ -1,51 +1,44 @@
-//! A registry of containers, Debian's, on a port of the loopback.
+//! A repository in a registry of containers. The registry runs where the tests are started, and may be another host to
+//! us; here it has a port of the loopback, as registries elsewhere are spoken to over TLS only.
 
-use std::fs;
-use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+use std::time::UNIX_EPOCH;
 
-use super::{PATIENCE, home, net, within};
-
-/// A registry with a folder of its own. Both go with this value.
-pub struct Registry {
+/// A repository that nobody has used.
+pub struct Repository {
     port: u16,
-    folder: PathBuf,
-    process: Child,
+    name: String,
 }
 
-impl Registry {
-    pub fn start() -> Registry {
-        let (port, folder) = (net::free_port(), home().with_file_name("registry"));
-        // A test that was killed has left it behind.
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).expect("a folder");
-        let config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
-            folder.join("storage").display()
-        );
-        fs::write(folder.join("config.yml"), config).expect("a file");
-        let program =
-            std::env::var_os("CATNAP_TEST_REGISTRY").expect("CATNAP_TEST_REGISTRY; scripts/test guest sets it");
-        let mut command = Command::new(program);
-        command.arg("serve").arg(folder.join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.spawn().expect("a registry starts");
-        let registry = Registry { port, folder, process };
-        within(PATIENCE, "the registry answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        registry
+impl Repository {
+    pub fn new() -> Repository {
+        let there = std::env::var("CATNAP_TEST_REGISTRY").expect("CATNAP_TEST_REGISTRY; scripts/test guest sets it");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(&there) else { continue };
+                let both = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
+                for (from, to) in [(both(&near), both(&far)), (far, near)] {
+                    thread::spawn(move || carry(from, to));
+                }
+            }
+        });
+        let now = UNIX_EPOCH.elapsed().expect("a time after 1970").as_millis();
+        Repository { port, name: format!("cats/anna-{now}") }
     }
 
     /// Where something with this tag is, or will be.
     pub fn at(&self, tag: &str) -> String {
-        format!("localhost:{}/cats/anna:{tag}", self.port)
+        format!("localhost:{}/{}:{tag}", self.port, self.name)
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
+/// Carries bytes from one connection to the other until its end.
+fn carry(mut from: TcpStream, mut to: TcpStream) {
+    // Whoever still wants something from a broken connection finds out.
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
 }

@@ -60,7 +60,7 @@ pub fn pull(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watc
 
 fn fetch(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watch<'_>) -> Result<Pulled, Error> {
     watch(Progress { what: "the manifest", done: 0, total: None });
-    let (bytes, _) = client.manifest(MANIFEST_TYPE)?;
+    let bytes = client.manifest(MANIFEST_TYPE)?;
     let artifact = parse(&bytes)?;
     let config = blob(client, &artifact.config)?;
     let manifest = Manifest::parse(&config, Path::new(MANIFEST))?;
