@@ -5,6 +5,7 @@
 
 pub mod cpuid;
 mod entry;
+mod features;
 pub mod probe;
 mod state;
 mod team;
@@ -12,10 +13,11 @@ mod vcpu;
 mod vm;
 
 pub use entry::Entry;
+pub use features::Cpu;
 pub use state::{VcpuState, VmState};
 pub use team::{End, Switch, Team};
 pub use vcpu::Vcpu;
-pub use vm::{Bare, Vm};
+pub use vm::{Bare, Shown, Vm};
 
 use vm::open;
 
@@ -56,6 +58,14 @@ pub enum Error {
     /// The kernel speaks another dialect of the KVM API.
     #[error("this kernel's KVM API is version {0}; Catnap needs 12")]
     ApiVersion(i32),
+    /// The host's CPU is less than the baseline.
+    #[error("this host's CPU is less than {baseline}: it lacks {missing}")]
+    Baseline {
+        /// What was wanted.
+        baseline: crate::spec::Baseline,
+        /// The features that are missing.
+        missing: String,
+    },
     /// A capability that Catnap cannot do without.
     #[error("this kernel's KVM lacks {0}")]
     Lacks(&'static str),

@@ -5,6 +5,7 @@
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
 //! data/arrived/DIGEST                        that the snapshot came from elsewhere
 //! data/names/NAME                            the digest that a name stands for
+//! data/keys/NAME.public, NAME.secret         keys that sign, and keys that are known
 //! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/staging/…                             what is being made; swept when its maker is gone
 //! ```
@@ -13,6 +14,7 @@
 
 mod chains;
 mod family;
+mod keys;
 mod links;
 mod machines;
 mod merge;
@@ -29,6 +31,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 pub use family::{Dependent, Family};
+pub use keys::Key;
 pub use machines::{Condition, Machine, RunLock};
 pub use merge::Each;
 pub use removal::Alone;
@@ -86,6 +89,15 @@ pub enum Error {
     /// The name stands for a snapshot already.
     #[error("there is a snapshot {0} already")]
     SnapshotTaken(String),
+    /// No such key.
+    #[error("there is no key {0}")]
+    NoKey(Name),
+    /// The name is taken.
+    #[error("there is a key {0} already")]
+    KeyTaken(Name),
+    /// Only its owner can sign with it.
+    #[error("the key {0} is somebody else's: nobody can sign with it here")]
+    NotOwnKey(Name),
     /// No such machine.
     #[error("there is no machine {0}")]
     NoMachine(Name),
@@ -144,7 +156,7 @@ impl Store {
     /// Opens the store, making its folders when they are missing.
     pub fn open(home: &Home) -> Result<Store, Error> {
         let store = Store { home: home.clone() };
-        for folder in ["snapshots", "verified", "arrived", "names", "machines", "staging"] {
+        for folder in ["snapshots", "verified", "arrived", "names", "keys", "machines", "staging"] {
             private_dir(&store.folder(folder))?;
         }
         Ok(store)

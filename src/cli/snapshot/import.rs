@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::archive::{self, Arrived, Naming};
+use crate::archive::{self, Arrived, Naming, Trust};
 use crate::cli::home::House;
-use crate::cli::{Outcome, ui};
+use crate::cli::{Outcome, key, ui};
 use crate::control::{Code, Failure};
-use crate::snapshot::{Digest, Kind};
+use crate::snapshot::{Digest, Kind, PublicKey};
 use crate::store::Snapshot;
 use crate::sys::process;
 
@@ -22,16 +22,20 @@ use crate::sys::process;
 #[derive(clap::Args)]
 #[command(after_help = "\
 The file may come from anybody: it is checked as it is read, every byte against the digests in it, and nothing \\
-appears before all of it was right. `run`, `restore` and `clone` take such a file as well.
+appears before all of it was right. Who has signed it is said; a wrong signature is refused. `run`, `restore` and `clone` take such a file as well.
 
 Examples:
   catnap snapshot import anna.catnap
   catnap snapshot import anna.catnap --name guest@monday
+  catnap snapshot import anna.catnap --require-signature
   ssh ben catnap snapshot export ben@today - --yes | catnap snapshot import -")]
 pub struct Args {
     /// What it is to be called [default: what it was called]
     #[arg(short, long, value_name = "NAME@TAG")]
     name: Option<String>,
+    /// Take it only when somebody has signed it whose key is known here (`catnap key ls`)
+    #[arg(long)]
+    require_signature: bool,
     /// Print what came of it as JSON
     #[arg(long)]
     json: bool,
@@ -50,6 +54,9 @@ struct Imported {
     bytes: u64,
     /// Whether it was here already, so that its files were not read.
     known: bool,
+    /// The key that stands for it, known here or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<PublicKey>,
     seconds: f64,
 }
 
@@ -64,14 +71,15 @@ pub fn run(args: Args) -> Outcome {
     {
         return Err(crate::store::Error::Reference(name.into()).into());
     }
-    let (arrived, bytes) = import(&house, &args.file, naming)?;
-    let Arrived { snapshot, name, known } = arrived;
+    let (arrived, bytes) = import(&house, &args.file, naming, args.require_signature)?;
+    let Arrived { snapshot, name, known, signed } = arrived;
     let imported = Imported {
         name,
         digest: snapshot.digest,
         kind: snapshot.manifest.kind,
         bytes,
         known,
+        signed,
         seconds: begun.elapsed().as_secs_f64(),
     };
     match args.json {
@@ -81,6 +89,7 @@ pub fn run(args: Args) -> Outcome {
             ui::note(tell(&imported));
         }
     }
+    key::tell(&house, signed)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,15 +100,18 @@ pub fn is_archive(reference: &str) -> bool {
 
 /// The snapshot in a file, which is here now, under the name in it or a free one.
 pub fn bring(house: &House, file: &str) -> Result<Snapshot, Failure> {
-    let (arrived, _) = import(house, file, Naming::OwnOrFree)?;
+    let (arrived, _) = import(house, file, Naming::OwnOrFree, false)?;
     if !arrived.known {
         ui::note(format!("{file} was imported as {}", arrived.name));
     }
+    key::tell(house, arrived.signed)?;
     Ok(arrived.snapshot)
 }
 
-/// Imports a file; also gives how many bytes of it were read.
-fn import(house: &House, file: &str, naming: Naming<'_>) -> Result<(Arrived, u64), Failure> {
+/// Imports a file; also gives how many bytes of it were read. If `known`, only one that a known key has signed.
+fn import(house: &House, file: &str, naming: Naming<'_>, known: bool) -> Result<(Arrived, u64), Failure> {
+    let keys: Vec<PublicKey> = house.store().keys()?.into_iter().map(|key| key.key).collect();
+    let trust = if known { Trust::Only(&keys) } else { Trust::Anybody };
     let progress = ui::Progress::begin(format!("Importing {file}"));
     let read = Arc::new(AtomicU64::new(0));
     let input: Box<dyn Read + Send> = match file {
@@ -107,7 +119,7 @@ fn import(house: &House, file: &str, naming: Naming<'_>) -> Result<(Arrived, u64
         _ => Box::new(open(Path::new(file))?),
     };
     let input = Counted { from: input, read: read.clone() };
-    let arrived = archive::import(house.store(), input, naming, &mut |now| {
+    let arrived = archive::import(house.store(), input, naming, trust, &mut |now| {
         progress.count(format!("Importing {file}: {}", now.what), now.done, now.total);
     })?;
     Ok((arrived, read.load(Ordering::Relaxed)))

@@ -8,6 +8,8 @@ mod inspect;
 mod ls;
 mod prune;
 pub mod rm;
+mod scrub;
+mod scrubber;
 mod secrets;
 mod tree;
 mod verify;
@@ -30,6 +32,7 @@ Examples:
   catnap snapshot verify
   catnap snapshot rm anna@monday
   catnap snapshot prune --older-than 7d --keep 3 --dry-run
+  catnap snapshot scrub anna@monday
   catnap snapshot export anna@monday anna.catnap
   catnap snapshot import anna.catnap
 
@@ -49,6 +52,7 @@ enum Verb {
     Verify(verify::Args),
     Rm(rm::Args),
     Prune(prune::Args),
+    Scrub(scrub::Args),
     Export(export::Args),
     Import(import::Args),
 }
@@ -64,6 +68,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::Verify(args) => verify::run(args),
         Verb::Rm(args) => rm::run(args),
         Verb::Prune(args) => prune::run(args),
+        Verb::Scrub(args) => scrub::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Import(args) => import::run(args),
     }
