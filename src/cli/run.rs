@@ -93,7 +93,7 @@ pub fn run(args: Args) -> Outcome {
     let flavor = args.flavor.unwrap_or(Flavor::Kitten);
     let (cpus, memory) = (args.cpus.unwrap_or(flavor.cpus()), args.memory.unwrap_or(flavor.memory()));
     let (host_memory, _) = checks::host_memory().map_err(|error| Failure::while_doing("/proc/meminfo", error))?;
-    let spec = MachineSpec {
+    let mut spec = MachineSpec {
         max_cpus: args.max_cpus.unwrap_or_else(|| default_max_cpus(host_cpus(), cpus)),
         max_memory: args.max_memory.unwrap_or_else(|| default_max_memory(host_memory, memory)),
         append: args.append,
@@ -101,8 +101,6 @@ pub fn run(args: Args) -> Outcome {
         forwards: args.forwards,
         ephemeral: args.ephemeral,
         settings: Setting::gather(&args.settings),
-        // Whoever's disk it is: this machine is another one.
-        machine_id: Some(new_machine_id()?),
         cpu_baseline: args.cpu_baseline,
         ..MachineSpec::new(first, "", cpus, memory)
     };
@@ -122,6 +120,8 @@ pub fn run(args: Args) -> Outcome {
     if process::interrupted() {
         return Err(Failure::new(Code::Failed, "interrupted"));
     }
+    // The disk was a machine's, and this is another one. That of a base image has no identity yet.
+    spec.machine_id = image.manifest.machine.is_some().then(new_machine_id).transpose()?;
     let machine = match &args.name {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,

@@ -36,3 +36,33 @@ impl Disk for Wiping {
         self.0.adopt(flattened)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::bitmap::AtomicBitmap;
+    use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+
+    use super::*;
+    use crate::disk::{Access, Format, create_from_raw, create_overlay, open};
+
+    #[test]
+    fn what_is_discarded_is_zeros_in_every_byte_also_of_what_lies_below() {
+        const SIZE: usize = 256 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let [raw, below, top] = ["raw", "below", "top"].map(|name| dir.path().join(name));
+        std::fs::write(&raw, [7; SIZE]).unwrap();
+        create_from_raw(&raw, &below).unwrap();
+        create_overlay(&top, "below", Format::Qcow2, SIZE as u64).unwrap();
+        let mut disk = Wiping(open(&top, Format::Qcow2, Access::ReadWrite, dir.path()).unwrap());
+        // The end of one cluster, a whole one, and the beginning of a third.
+        let (start, end) = ((64 << 10) - 4096, (128 << 10) + 4096);
+        disk.discard(start as u64, (end - start) as u64).unwrap();
+        let memory = MmapRegion::<AtomicBitmap>::new(SIZE).unwrap();
+        let all = memory.get_slice(0, SIZE).unwrap();
+        disk.read(&[all.clone()], 0).unwrap();
+        let mut bytes = vec![1; SIZE];
+        all.read_slice(&mut bytes, 0).unwrap();
+        let wiped = |at: &usize| (start..end).contains(at);
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if wiped(&at) { 0 } else { 7 }));
+    }
+}

@@ -2,8 +2,8 @@
 //! travel.
 //!
 //! Leaves, registers and bits are those of the Intel SDM volume 2A (CPUID) and the AMD APM volume 3 (appendix E), the
-//! levels those of the x86-64 psABI. Features that KVM brings itself, such as x2APIC, are not listed: no CPU must have
-//! them.
+//! levels those of the x86-64 psABI. Features that KVM brings itself, such as x2APIC, are not listed, for no CPU must have
+//! them; nor is virtualisation, for what a guest's own guests do is in no snapshot.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
@@ -142,7 +142,6 @@ const FEATURES: [Row; 10] = [
         C,
         &[
             (0, "lahf_lm", V2),
-            (2, "svm", Beyond),
             (5, "abm", V3),
             (6, "sse4a", Beyond),
             (7, "misalignsse", Beyond),

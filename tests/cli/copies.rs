@@ -111,3 +111,38 @@ fn who_stands_for_a_snapshot_is_told() {
     assert_eq!(anna.catnap("key rm anna --yes").code, Some(0));
     anna.catnap("key rm anna --yes").refuses(3, "there is no key anna");
 }
+
+#[test]
+fn only_whose_key_it_is_reads_an_encrypted_archive() {
+    let (anna, ben) = (House::new(), House::new());
+    let store = anna.store();
+    Shot::new(&store, Kind::Crash, "anna@one", 0).bootable().with_text("purring in secret").take();
+    let folder = store.root().parent().unwrap().to_owned();
+    let keys = ["ben", "carla"].map(|name| folder.join(name));
+    let public = keys.each_ref().map(|path| {
+        let made = std::process::Command::new("age-keygen").arg("-o").arg(path).output().expect("the package age");
+        let said = String::from_utf8(made.stderr).unwrap();
+        said.trim().rsplit(' ').next().unwrap().to_owned()
+    });
+    let path = folder.join("x.catnap");
+    let shown = path.display();
+    assert_eq!(anna.catnap(&format!("snapshot export anna@one {shown} --encrypt-to age1x")).code, Some(2));
+    let told = anna.catnap(&format!("snapshot export anna@one {shown} --yes --json --encrypt-to {}", public[0]));
+    assert_eq!(told.code, Some(0), "{told:?}");
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.starts_with(b"age-encryption.org/v1") && told.out.contains(&format!("\"bytes\": {}", bytes.len())));
+
+    for verb in ["snapshot import", "restore"] {
+        ben.catnap(&format!("{verb} {shown}")).refuses(4, "the archive is encrypted");
+    }
+    let said = ben.catnap(&format!("snapshot import {shown} --identity {}", keys[1].display()));
+    assert!(said.code == Some(1) && said.err.contains("`age` failed"), "{said:?}");
+    assert_eq!(ben.store().names().unwrap(), []);
+    let said = ben.catnap(&format!("snapshot import {shown} --identity {}", keys[0].display()));
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "anna@one\n"), "{said:?}");
+    assert_eq!(ben.catnap("snapshot verify").code, Some(0));
+    // Cut off, it is nothing.
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let said = House::new().catnap(&format!("snapshot import {shown} --identity {}", keys[0].display()));
+    assert!(said.code == Some(6) || said.code == Some(1), "{said:?}");
+}

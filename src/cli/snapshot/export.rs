@@ -4,12 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{scrub, secrets, view};
+use super::{age, scrub, secrets, view};
 use crate::archive::Outgoing;
 use crate::archive::secrets::Report;
 use crate::cli::home::House;
@@ -33,13 +33,14 @@ archive in zstd frames (docs/snapshot-format.md).
 What travels is shown before it goes. Whoever gets the file gets all that is on the disks and in the memory, also \
 what was removed and not overwritten; so when secrets are found, or memory goes, you are asked. --disk-only leaves \
 memory and machine state out: what arrives is a `crash` snapshot, and boots. --scrub has keys, machine id, shell
-histories, logs and the like removed before, in a new snapshot (`catnap snapshot scrub --help`).
+histories, logs and the like removed before, in a new snapshot (`catnap snapshot scrub --help`). --encrypt-to has the
+program `age` encrypt it; age-keygen makes keys.
 
 Examples:
   catnap snapshot export anna@monday anna.catnap
   catnap snapshot export anna@monday anna.catnap --disk-only
   catnap snapshot export anna@monday anna.catnap --scrub --also /root/notes.txt
-  catnap snapshot export anna@monday anna.catnap --sign anna
+  catnap snapshot export anna@monday anna.catnap --sign anna --encrypt-to age1…
   catnap snapshot export anna@monday - --yes | ssh ben catnap snapshot import -")]
 pub struct Args {
     /// Take memory along, and refuse when there is none [default: take it when it is there]
@@ -59,6 +60,9 @@ pub struct Args {
     /// Stand for it with this key of yours (`catnap key new`)
     #[arg(long, value_name = "KEY")]
     sign: Option<Name>,
+    /// Encrypt the file, so that only whose key this is can read it; can be given several times
+    #[arg(long, value_name = "RECIPIENT", value_parser = age::recipient)]
+    encrypt_to: Vec<String>,
     /// A string to search for, beside the usual secrets; can be given several times
     #[arg(long, value_name = "STRING", value_parser = secrets::wanted)]
     find: Vec<String>,
@@ -132,8 +136,16 @@ pub fn run(mut args: Args) -> Outcome {
     let mut outgoing = Outgoing::prepare(house.store(), &snapshot, memory, &mut watch)?;
     key.map_or(Ok(()), |key| outgoing.sign(&key))?;
     let bytes = match to_stdout {
-        true => outgoing.write(io::stdout(), &mut watch)?.1,
-        false => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
+        true if args.encrypt_to.is_empty() => outgoing.write(io::stdout(), &mut watch)?.1,
+        true => age::through(&args.encrypt_to, Stdio::inherit(), |age| Ok(outgoing.write(age, &mut watch)?))?,
+        false if args.encrypt_to.is_empty() => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
+        false => write_file(&args.file, |file| {
+            let failed = |error| Failure::while_doing(args.file.display(), error);
+            let to = file.try_clone().map_err(failed)?;
+            age::through(&args.encrypt_to, to.into(), |age| Ok(outgoing.write(age, &mut watch)?))?;
+            let bytes = file.metadata().map_err(failed)?.len();
+            Ok((file, bytes))
+        })?,
     };
     drop(progress);
     let exported = Exported {

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
+
+use super::age::{self, Age};
 
 use crate::archive::{self, Arrived, Naming, Trust};
 use crate::cli::home::House;
@@ -27,12 +29,15 @@ appears before all of it was right. Who has signed it is said; a wrong signature
 Examples:
   catnap snapshot import anna.catnap
   catnap snapshot import anna.catnap --name guest@monday
-  catnap snapshot import anna.catnap --require-signature
+  catnap snapshot import anna.catnap --require-signature --identity key.txt
   ssh ben catnap snapshot export ben@today - --yes | catnap snapshot import -")]
 pub struct Args {
     /// What it is to be called [default: what it was called]
     #[arg(short, long, value_name = "NAME@TAG")]
     name: Option<String>,
+    /// Decrypt it with the key in this file, which age-keygen made
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
     /// Take it only when somebody has signed it whose key is known here (`catnap key ls`)
     #[arg(long)]
     require_signature: bool,
@@ -71,7 +76,7 @@ pub fn run(args: Args) -> Outcome {
     {
         return Err(crate::store::Error::Reference(name.into()).into());
     }
-    let (arrived, bytes) = import(&house, &args.file, naming, args.require_signature)?;
+    let (arrived, bytes) = import(&house, &args.file, naming, args.require_signature, args.identity.as_deref())?;
     let Arrived { snapshot, name, known, signed } = arrived;
     let imported = Imported {
         name,
@@ -100,7 +105,7 @@ pub fn is_archive(reference: &str) -> bool {
 
 /// The snapshot in a file, which is here now, under the name in it or a free one.
 pub fn bring(house: &House, file: &str) -> Result<Snapshot, Failure> {
-    let (arrived, _) = import(house, file, Naming::OwnOrFree, false)?;
+    let (arrived, _) = import(house, file, Naming::OwnOrFree, false, None)?;
     if !arrived.known {
         ui::note(format!("{file} was imported as {}", arrived.name));
     }
@@ -109,19 +114,32 @@ pub fn bring(house: &House, file: &str) -> Result<Snapshot, Failure> {
 }
 
 /// Imports a file; also gives how many bytes of it were read. If `known`, only one that a known key has signed.
-fn import(house: &House, file: &str, naming: Naming<'_>, known: bool) -> Result<(Arrived, u64), Failure> {
+fn import(
+    house: &House,
+    file: &str,
+    naming: Naming<'_>,
+    known: bool,
+    identity: Option<&Path>,
+) -> Result<(Arrived, u64), Failure> {
     let keys: Vec<PublicKey> = house.store().keys()?.into_iter().map(|key| key.key).collect();
     let trust = if known { Trust::Only(&keys) } else { Trust::Anybody };
     let progress = ui::Progress::begin(format!("Importing {file}"));
     let read = Arc::new(AtomicU64::new(0));
-    let input: Box<dyn Read + Send> = match file {
-        "-" => Box::new(io::stdin()),
-        _ => Box::new(open(Path::new(file))?),
+    let (age, input): (_, Box<dyn Read + Send>) = match (file, identity) {
+        ("-", None) => (None, Box::new(age::refuse_encrypted(io::stdin())?)),
+        (_, None) => (None, Box::new(age::refuse_encrypted(open(Path::new(file))?)?)),
+        (_, Some(identity)) => {
+            let from = if file == "-" { Stdio::inherit() } else { open(Path::new(file))?.into() };
+            let (age, input) = Age::decrypt(identity, from)?;
+            (Some(age), Box::new(input))
+        }
     };
     let input = Counted { from: input, read: read.clone() };
     let arrived = archive::import(house.store(), input, naming, trust, &mut |now| {
         progress.count(format!("Importing {file}: {}", now.what), now.done, now.total);
     })?;
+    // Of one that is here already, not all was read.
+    age.filter(|_| !arrived.known).map_or(Ok(()), Age::finish)?;
     Ok((arrived, read.load(Ordering::Relaxed)))
 }
 

@@ -1,5 +1,6 @@
 //! `catnap snapshot`: taking snapshots, looking after those that are there, and handing them on.
 
+mod age;
 pub mod create;
 mod diff;
 mod export;
