@@ -77,7 +77,7 @@ fn what_is_scrubbed_is_gone_from_every_byte() {
     assert_eq!(bella.sh("ls /var/log"), "app");
     assert_ne!(bella.sh("cat /etc/machine-id"), before);
     bella.stop();
-    bella.disk_is_sound();
+    bella.filesystem_is_clean();
 }
 
 #[test]

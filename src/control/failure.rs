@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::machine::BayError;
-use crate::{boot, disk, machine};
+use crate::{boot, disk, kvm, machine};
 
 /// A failure as it travels over the control socket and as the command line shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -78,6 +78,9 @@ impl From<machine::Error> for Failure {
         let text = whole(&error);
         let is = |code| Failure::new(code, text.clone());
         match &error {
+            machine::Error::Kvm(kvm::Error::TscRate { .. } | kvm::Error::Msr(_) | kvm::Error::Saved(_)) => {
+                is(Code::Refused).hint("catnap restore --cold, which boots from the disks alone")
+            }
             machine::Error::Kvm(_) => is(Code::Host).hint("catnap doctor"),
             machine::Error::Memory(_) | machine::Error::Boot(boot::Error::TooLittleMemory { .. }) => {
                 is(Code::Failed).hint("another --memory")

@@ -58,6 +58,18 @@ pub enum Error {
     /// The kernel speaks another dialect of the KVM API.
     #[error("this kernel's KVM API is version {0}; Catnap needs 12")]
     ApiVersion(i32),
+    /// The counter has another rate here, and the host cannot scale it.
+    #[error(
+        "the guest's time stamp counter ran at {saved} kHz, this host's runs at {here}, and it cannot scale: {error}"
+    )]
+    TscRate {
+        /// This host's.
+        here: u32,
+        /// The guest's.
+        saved: u32,
+        /// What KVM says.
+        error: std::io::Error,
+    },
     /// The host's CPU is less than the baseline.
     #[error("this host's CPU is less than {baseline}: it lacks {missing}")]
     Baseline {

@@ -82,7 +82,9 @@ fn failed(why: impl std::fmt::Display) -> Failure {
 pub fn refuse_encrypted(mut input: impl Read + Send + 'static) -> Result<impl Read + Send + 'static, Failure> {
     let mut first = Vec::new();
     let read = input.by_ref().take(MAGIC.len() as u64).read_to_end(&mut first);
-    read.map_err(|error| Failure::while_doing("the archive cannot be read", error))?;
+    read.map_err(|error| {
+        Failure::while_doing("the archive cannot be read", error).hint("catnap snapshot export makes such files")
+    })?;
     match first == MAGIC {
         true => Err(Failure::new(Code::Refused, "the archive is encrypted")
             .hint("catnap snapshot import --identity FILE, with the key of whom it was encrypted to")),
