@@ -29,8 +29,8 @@ const AT: &str = "/sysroot";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// No folders lie in each other so deep.
 const DEEPEST: usize = 128;
-/// So many names are told.
-const MAX_NAMES: usize = 200;
+/// So many bytes of names are told: a reply is one line of the protocol, in which a byte may become six.
+const MAX_NAMES: usize = 8 << 10;
 
 // include/uapi/linux/fs.h: _IOWR('X', 121, struct fstrim_range).
 const FITRIM: libc::Ioctl = 0xc018_5879;
@@ -138,11 +138,13 @@ struct Eraser {
     root: PathBuf,
     done: Scrubbed,
     failed: Vec<String>,
+    /// Bytes of the names that are told.
+    told: usize,
 }
 
 impl Eraser {
     fn new(root: PathBuf) -> Eraser {
-        Eraser { root, done: Scrubbed::default(), failed: Vec::new() }
+        Eraser { root, done: Scrubbed::default(), failed: Vec::new(), told: 0 }
     }
 
     fn apply(&mut self, fate: Fate, names: &[String]) {
@@ -184,9 +186,10 @@ impl Eraser {
         }
         self.done.files += 1;
         self.done.bytes += if meta.is_file() { meta.len() } else { 0 };
-        if self.done.names.len() < MAX_NAMES {
-            let below = path.strip_prefix(&self.root).unwrap_or(path);
-            self.done.names.push(format!("/{}", below.display()));
+        let name = format!("/{}", path.strip_prefix(&self.root).unwrap_or(path).display());
+        if self.told + name.len() <= MAX_NAMES {
+            self.told += name.len();
+            self.done.names.push(name);
         }
         // What has another name elsewhere stays there as it is.
         let alone = meta.is_file() && meta.nlink() == 1;
@@ -216,6 +219,7 @@ impl Eraser {
 
     fn note(&mut self, path: &Path, done: io::Result<()>) {
         if let Err(error) = done {
+            // One is told, and the number of the others.
             let below = path.strip_prefix(&self.root).unwrap_or(path);
             self.failed.push(format!("/{}: {error}", below.display()));
         }
@@ -297,6 +301,22 @@ mod tests {
         assert_eq!((eraser.done.files, eraser.failed.len()), (5, 0), "{:?}", eraser.failed);
         assert!(eraser.done.names.contains(&"/root/.ssh/key".to_owned()));
         assert!(eraser.done.bytes > 40);
+    }
+
+    #[test]
+    fn what_is_told_fits_into_a_reply() {
+        let root = std::env::temp_dir().join(format!("catnap-scrub-many-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        for number in 0..100 {
+            fs::write(root.join(format!("{number}{}", "\u{1}".repeat(200))), "x").unwrap();
+        }
+        let mut eraser = Eraser::new(root.clone());
+        eraser.apply(Fate::Goes, &["*".to_owned()]);
+        assert_eq!((eraser.done.files, eraser.failed.len()), (100, 0));
+        let reply = crate::protocol::Reply::Scrubbed(eraser.done.clone());
+        crate::protocol::write_line(&mut Vec::new(), &reply).unwrap();
+        assert!(eraser.done.names.len() > 10);
+        fs::remove_dir(root).unwrap();
     }
 
     #[test]
