@@ -59,7 +59,7 @@ mod tests {
         disk.discard(start as u64, (end - start) as u64).unwrap();
         let memory = MmapRegion::<AtomicBitmap>::new(SIZE).unwrap();
         let all = memory.get_slice(0, SIZE).unwrap();
-        disk.read(&[all.clone()], 0).unwrap();
+        disk.read(&[all], 0).unwrap();
         let mut bytes = vec![1; SIZE];
         all.read_slice(&mut bytes, 0).unwrap();
         let wiped = |at: &usize| (start..end).contains(at);

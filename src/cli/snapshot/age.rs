@@ -3,9 +3,9 @@
 //! Its crate would bring some eighty others, most of them for translations of its messages.
 
 use std::ffi::OsStr;
-use std::io::{self, Chain, Cursor, Read, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::control::{Code, Failure};
 
@@ -35,7 +35,7 @@ impl Age {
     }
 
     /// Decrypts what comes from `from`.
-    pub fn decrypt(identity: &Path, from: Stdio) -> Result<(Age, Chain<Cursor<Vec<u8>>, ChildStdout>), Failure> {
+    pub fn decrypt(identity: &Path, from: Stdio) -> Result<(Age, impl Read + Send + use<>), Failure> {
         let words = [OsStr::new("--decrypt"), OsStr::new("--identity"), identity.as_os_str()];
         let mut child = start(words, from, Stdio::piped())?;
         let mut output = child.stdout.take().ok_or_else(|| failed("it gives nothing"))?;
