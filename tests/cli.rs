@@ -3,6 +3,8 @@
 
 #[path = "cli/archives.rs"]
 mod archives;
+#[path = "cli/copies.rs"]
+mod copies;
 #[path = "cli/damage.rs"]
 mod damage;
 #[path = "cli/house.rs"]

@@ -3,7 +3,7 @@
 //! The monitor connects to [`AGENT_PORT`] once per request. A connection begins with one line of JSON, a
 //! [`Request`]; what follows depends on the request:
 //!
-//! - `status`, `freeze`, `thaw`, `wake`, `mount`, `unmount`, `sync_bays`, `shutdown`: one line of JSON, a [`Reply`], and the end.
+//! - `status`, `freeze`, `thaw`, `wake`, `mount`, `unmount`, `sync_bays`, `scrub`, `shutdown`: one line of JSON, a [`Reply`], and the end.
 //! - `forward`: raw bytes both ways, joined to a TCP connection inside the guest. When the guest refuses,
 //!   the connection is reset.
 //! - `exec`: frames both ways, see [`Frame`]. A host that closes its side, or only its sending half, kills
@@ -18,6 +18,7 @@
 //!
 //! Both sides treat the other as hostile: lines are at most [`MAX_LINE`] bytes, frames at most [`MAX_FRAME`].
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,69 @@ pub const MAX_LINE: usize = 64 * 1024;
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Raised when the two sides could misunderstand each other.
 pub const VERSION: u32 = 1;
+
+/// Coats that the kitten can wear; each is a class of the page.
+pub const COLOURS: [&str; 6] = ["ginger", "grey", "black", "cream", "brown", "blue"];
+/// The longest title of a site, in characters.
+pub const MAX_TITLE: usize = 60;
+
+/// What tells one site from another, each as [`setting`] gives it.
+pub type Settings = BTreeMap<String, String>;
+
+/// A setting as it is kept, or why it is none.
+pub fn setting(key: &str, value: &str) -> Result<(String, String), String> {
+    let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+    match key.as_str() {
+        "colour" | "color" => match COLOURS.iter().find(|colour| colour.eq_ignore_ascii_case(value)) {
+            Some(colour) => Ok(("colour".into(), (*colour).into())),
+            None => Err(format!("no kitten is of the colour `{}`: choose {}", shown(value), COLOURS.join(", "))),
+        },
+        "title" if value.is_empty() || value.chars().count() > MAX_TITLE || value.contains(char::is_control) => {
+            Err(format!("a title has 1 to {MAX_TITLE} characters"))
+        }
+        "title" => Ok((key, value.into())),
+        _ => Err(format!("there is no setting `{}`: choose colour or title", shown(&key))),
+    }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(40).flat_map(char::escape_debug).collect()
+}
+
+/// Whether each of these is as [`setting`] would have given it.
+pub fn check_settings(settings: &Settings) -> Result<(), String> {
+    settings.iter().try_for_each(|(key, value)| match setting(key, value)? {
+        kept if (&kept.0, &kept.1) == (key, value) => Ok(()),
+        (key, value) => Err(format!("`{key}={value}` is another setting than it seems")),
+    })
+}
+
+/// Text as a word of the kernel's command line: all but letters, digits, `-`, `.` and `_` as `%` and two hexadecimal
+/// digits for each byte.
+pub fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02x}") }).collect()
+}
+
+/// What [`escape`] made a word of; `None` for what it never makes.
+pub fn unescape(word: &str) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::new(), word.as_bytes());
+    while let Some((first, more)) = rest.split_first() {
+        (bytes, rest) = match (first, more) {
+            (b'%', [high, low, more @ ..]) => {
+                let digit = |byte: &u8| (*byte as char).to_digit(16);
+                bytes.push((digit(high)? << 4 | digit(low)?) as u8);
+                (bytes, more)
+            }
+            (b'%', _) => return None,
+            _ => {
+                bytes.push(*first);
+                (bytes, more)
+            }
+        };
+    }
+    String::from_utf8(bytes).ok()
+}
 
 /// What the agent says when the guest is up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +164,14 @@ pub enum Request {
     },
     /// Writes to the disks in all bays what is still held back.
     SyncBays,
+    /// Removes files from the disk `/dev/vda`, on which this machine does not run, so that nothing is left of them or
+    /// of what was removed earlier. Each pattern is `PATH` (goes, with all that is in it), `PATH/` (files in it go, its
+    /// folders stay) or `empty PATH` (stays, without what is in it); `*` stands for any part of a name, `**` for any
+    /// folders.
+    Scrub {
+        /// What goes.
+        patterns: Vec<String>,
+    },
     /// Stops every process, unmounts, and turns the machine off (or reboots it).
     Shutdown {
         /// Reboot in place of turning off.
@@ -135,6 +207,9 @@ pub struct Wake {
     /// A new identity: machine id, and with it host name, when this is a copy.
     #[serde(default)]
     pub identity: Option<Identity>,
+    /// Settings of the site that change.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: Settings,
     /// The disks in the bays, as the guest knows them.
     #[serde(default)]
     pub ephemeral: Vec<WakeDisk>,
@@ -170,8 +245,50 @@ pub enum Reply {
     Held,
     /// The answer to `status`.
     Status(Status),
+    /// The answer to `scrub`.
+    Scrubbed(Scrubbed),
     /// What failed, for people.
     Error(String),
+}
+
+/// What becomes of what a pattern of [`Request::Scrub`] matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes, with all that is in it.
+    Goes,
+    /// Files in it go.
+    FilesGo,
+    /// It stays, without what is in it.
+    Emptied,
+}
+
+/// A pattern of [`Request::Scrub`]: what becomes of what it matches, and the names from the root on. `None` when it
+/// is none.
+pub fn pattern(text: &str) -> Option<(Fate, Vec<String>)> {
+    const DEEPEST: usize = 128;
+    let (path, fate) = match (text.strip_prefix("empty "), text.strip_suffix('/')) {
+        (Some(path), _) => (path, Fate::Emptied),
+        (None, Some(path)) => (path, Fate::FilesGo),
+        (None, None) => (text, Fate::Goes),
+    };
+    let names: Vec<String> = path.strip_prefix('/')?.split('/').map(str::to_owned).collect();
+    let sound = |name: &String| !name.is_empty() && name != "." && name != "..";
+    (names.len() <= DEEPEST && names.iter().all(sound)).then_some((fate, names))
+}
+
+/// What came of a scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// Files and other things that are not folders, removed or emptied.
+    pub files: u64,
+    /// The bytes in them.
+    pub bytes: u64,
+    /// Bytes of the filesystem that are free, and were wiped.
+    pub wiped: u64,
+    /// Some of their names.
+    pub names: Vec<String>,
+    /// What could not be done and does no harm to what was.
+    pub notes: Vec<String>,
 }
 
 /// What the guest says of itself.
@@ -329,6 +446,43 @@ mod tests {
         assert!(Frame::read(&mut [3, 255, 255, 255, 255].as_slice()).is_err());
         assert!(Frame::read(&mut [9, 0, 0, 0, 0].as_slice()).is_err());
         assert!(Frame::read(&mut [5, 0, 0, 0, 0].as_slice()).is_err());
+    }
+
+    #[test]
+    fn a_pattern_is_a_path_below_the_root() {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!(pattern("/var/log/"), Some((Fate::FilesGo, names(&["var", "log"]))));
+        assert_eq!(pattern("empty /etc/machine-id"), Some((Fate::Emptied, names(&["etc", "machine-id"]))));
+        assert_eq!(pattern("/**/a b*"), Some((Fate::Goes, names(&["**", "a b*"]))));
+        for bad in ["", "/", "x", "/a//b", "/a/../b", "/./a", "empty x", "//", &"/a".repeat(129)] {
+            assert_eq!(pattern(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_settings_that_there_are_are_taken() {
+        let kept = |key: &str, value: &str| setting(key, value).ok().map(|(key, value)| format!("{key}={value}"));
+        assert_eq!(kept("color", " Grey ").unwrap(), "colour=grey");
+        assert_eq!(kept("title", "Ben's = kitten").unwrap(), "title=Ben's = kitten");
+        let long = "x".repeat(MAX_TITLE + 1);
+        for (key, value) in
+            [("colour", "pink"), ("colour", ""), ("title", ""), ("title", "a\nb"), ("title", &long), ("x", "y")]
+        {
+            assert_eq!(kept(key, value), None, "{key}");
+        }
+        let one = |key: &str, value: &str| Settings::from([(key.into(), value.into())]);
+        assert_eq!(check_settings(&one("colour", "grey")), Ok(()));
+        assert!(check_settings(&one("color", "grey")).is_err() && check_settings(&one("title", " x")).is_err());
+    }
+
+    #[test]
+    fn any_text_becomes_a_word_and_text_again() {
+        for text in ["", "plain-1.2_3", "Anna’s = kitten \"x\" 100%", "%41"] {
+            let word = escape(text);
+            assert!(word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._%".contains(&byte)), "{word}");
+            assert_eq!(unescape(&word).as_deref(), Some(text));
+        }
+        assert_eq!([unescape("%"), unescape("%4"), unescape("%zz"), unescape("%ff")], [const { None }; 4]);
     }
 
     #[test]

@@ -105,12 +105,13 @@ run_guest_tests() {
             if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
         done
     done
-    # It restarts the whole host, so only one that is emulated will do.
-    if [[ $where = lab && host-restart-test = *"$filter"* ]]; then
+    # They restart the whole host, and bring up another, so only one that is emulated will do.
+    for test in host-restart-test two-hosts-test; do
+        [[ $where = lab && $test = *"$filter"* ]] || continue
         before=${#failed[@]}
-        step host-restart-test "$root/scripts/lib/host-restart-test" "$bin" "$home"
+        step $test "$root/scripts/lib/$test" "$bin" "$home"
         if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
-    fi
+    done
     [ $lost = 0 ] || keep_logs
     [ ${#again[@]} = 0 ] || printf 'needed a second try: %s\n' "${again[@]}" >&2
     say "── guest tests in the $where: $passed passed, $lost failed"

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use super::frames::FrameWriter;
-use super::{BLOCK, Error, Progress, Watch, head, padding, threads};
-use crate::snapshot::{self, Digest, MANIFEST, Manifest, Role};
+use super::{BLOCK, Error, Progress, Watch, head, padding, signed, threads};
+use crate::snapshot::{self, Digest, MANIFEST, Manifest, Role, SecretKey};
 use crate::store::{Snapshot, Staging, Store};
 use crate::sys::files::At;
 use crate::sys::process;
@@ -20,6 +20,8 @@ pub struct Outgoing {
     manifest: Manifest,
     /// The manifest's bytes.
     bytes: Vec<u8>,
+    /// What stands before the archive when it is signed.
+    preface: Vec<u8>,
 }
 
 impl Outgoing {
@@ -38,7 +40,13 @@ impl Outgoing {
             Ok((same, _)) if same == manifest => fs::read(&stored).at("read", &stored)?,
             _ => manifest.to_bytes()?,
         };
-        Ok(Outgoing { staging, manifest, bytes })
+        Ok(Outgoing { staging, manifest, bytes, preface: Vec::new() })
+    }
+
+    /// Has the key's owner stand for it.
+    pub fn sign(&mut self, key: &SecretKey) -> Result<(), Error> {
+        self.preface = signed::preface(&key.sign(&self.digest()))?;
+        Ok(())
     }
 
     /// What is in it.
@@ -72,7 +80,8 @@ impl Outgoing {
     }
 
     /// Writes the archive. Gives what was written to, and how many bytes that were.
-    pub fn write<W: Write + Send + 'static>(&self, out: W, watch: Watch<'_>) -> Result<(W, u64), Error> {
+    pub fn write<W: Write + Send + 'static>(&self, mut out: W, watch: Watch<'_>) -> Result<(W, u64), Error> {
+        out.write_all(&self.preface).map_err(Error::Write)?;
         let mut out = FrameWriter::new(out, threads()).map_err(Error::Write)?;
         let size = self.bytes.len() as u64;
         out.write_all(head(MANIFEST, size, &self.manifest)?.as_bytes()).map_err(Error::Write)?;
@@ -83,7 +92,8 @@ impl Outgoing {
             self.write_file(&mut out, file, &mut done, watch)?;
         }
         out.write_all(&[0; 2 * BLOCK]).map_err(Error::Write)?;
-        out.finish().map_err(Error::Write)
+        let (out, bytes) = out.finish().map_err(Error::Write)?;
+        Ok((out, bytes + self.preface.len() as u64))
     }
 
     fn write_file(

@@ -11,9 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::frames::FrameReader;
-use super::{BLOCK, Error, Progress, Watch, head, padding, threads};
+use super::{BLOCK, Error, Progress, Trust, Watch, head, padding, signed, threads};
 use crate::snapshot::memory::Index;
-use crate::snapshot::{self, Digest, Kind, MANIFEST, MAX_MANIFEST, MAX_STATE, MachineState, Manifest, Role};
+use crate::snapshot::{self, Digest, Kind, MANIFEST, MAX_MANIFEST, MAX_STATE, MachineState, Manifest, PublicKey, Role};
 use crate::store::{self, Snapshot, Store};
 use crate::sys::files::{At, read_bounded};
 use crate::sys::process;
@@ -41,6 +41,8 @@ pub struct Arrived {
     pub name: String,
     /// Whether it was here already, so that nothing but its manifest was read.
     pub known: bool,
+    /// Who has signed it.
+    pub signed: Option<PublicKey>,
 }
 
 /// Reads an archive, and lets the snapshot in it appear when all of it was right.
@@ -48,19 +50,22 @@ pub fn import(
     store: &Store,
     input: impl Read + Send + 'static,
     naming: Naming<'_>,
+    trust: Trust<'_>,
     watch: Watch<'_>,
 ) -> Result<Arrived, Error> {
+    let (signature, input) = signed::take(input)?;
     let mut from = FrameReader::new(input, threads()).map_err(Error::Read)?;
     watch(Progress { what: MANIFEST, done: 0, total: None });
     let (manifest, bytes) = read_manifest(&mut from)?;
     check_whole(&manifest)?;
     let digest = Digest::of(&bytes);
+    let signed = signed::judge(&digest, signature.as_ref(), trust)?;
     let name = choose_name(store, &manifest, &digest, naming)?;
     if let Ok(snapshot) = store.resolve(&digest.to_string())
         && store.verify_quickly(&snapshot).is_ok()
     {
         store.set_name(&name, &digest)?;
-        return Ok(Arrived { snapshot, name, known: true });
+        return Ok(Arrived { snapshot, name, known: true, signed });
     }
     let total = manifest.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size));
     let total = total.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
@@ -79,7 +84,7 @@ pub fn import(
     check_staged(store, &staged)?;
     watch(Progress { what: "syncing", done, total: Some(total) });
     let snapshot = store.publish_received(staging, &bytes, &name)?;
-    Ok(Arrived { snapshot, name, known: false })
+    Ok(Arrived { snapshot, name, known: false, signed })
 }
 
 /// The manifest with its bytes, from the first entry.

@@ -4,6 +4,7 @@
 //! ```text
 //! frame  frame  frame …        each: a skippable zstd frame of 12 bytes that tells the length of the frame behind
 //!                              it, and that frame, with a checksum, for 4 MiB of the content; the last for less
+//! [signature]  before the first frame, see signed.rs
 //! snapshot.json  kernel  initrd  root.qcow2  …        the content: a tar archive
 //! ```
 //!
@@ -16,6 +17,7 @@ mod frames;
 mod import;
 pub mod registry;
 pub mod secrets;
+mod signed;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +26,10 @@ use std::thread;
 
 pub use export::Outgoing;
 pub use import::{Arrived, Naming, import};
+pub use signed::Trust;
 
 use crate::oci;
-use crate::snapshot::{self, Manifest};
+use crate::snapshot::{self, KeyError, Manifest, PublicKey};
 use crate::store;
 use crate::sys::files;
 
@@ -81,9 +84,22 @@ pub enum Error {
         /// The bytes of one, at most.
         of: u64,
     },
+    /// It is signed, and not by that key or not for this snapshot.
+    #[error("the archive is refused: {0}")]
+    Signature(KeyError),
+    /// Nobody who is known here stands for it.
+    #[error("the archive is refused: {}", unknown(.0))]
+    Unknown(Option<PublicKey>),
     /// The user wants it no more.
     #[error("interrupted")]
     Interrupted,
+}
+
+fn unknown(key: &Option<PublicKey>) -> String {
+    match key {
+        None => "it is not signed".into(),
+        Some(key) => format!("it is signed by a key that is not known here, {key}"),
+    }
 }
 
 impl Error {

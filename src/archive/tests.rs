@@ -48,7 +48,7 @@ fn export(store: &Store, snapshot: &Snapshot, memory: bool) -> (Vec<u8>, Digest)
 }
 
 fn take(store: &Store, bytes: &[u8], naming: Naming<'_>) -> Result<Arrived, Error> {
-    import(store, Cursor::new(bytes.to_vec()), naming, &mut |_| {})
+    import(store, Cursor::new(bytes.to_vec()), naming, Trust::Anybody, &mut |_| {})
 }
 
 /// All that can be read of a snapshot.

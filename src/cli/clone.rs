@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::home::House;
 use super::restore::{self, Plan, Restored};
 use super::sizes::Wanted;
-use super::{Outcome, checks, start, ui};
+use super::{Outcome, checks, cpu, start, ui};
 use crate::control::{Code, Failure};
-use crate::spec::{Forward, Name, Size};
+use crate::snapshot::Kind;
+use crate::spec::{Forward, Name, Setting, Size};
 use crate::sys::process;
 
 /// Make new machines from one snapshot
@@ -22,14 +23,17 @@ With --count, the clones are called NAME-1, NAME-2 … and a port that is publis
 Examples:
   catnap clone anna@monday bella
   catnap clone anna@monday bella --count 3 -p 8081:80
-  catnap clone anna@monday bella --flavor tiger")]
+  catnap clone anna@monday bella --flavor tiger --set colour=grey")]
 pub struct Args {
     /// How many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     count: Option<u16>,
-    /// Let the clones keep machine id and host name; their entropy is renewed all the same
+    /// Let the clones keep machine id, host name and host keys; their entropy is renewed all the same
     #[arg(long)]
     keep_identity: bool,
+    /// Set something of their sites: colour or title; can be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
     #[command(flatten)]
     size: Wanted,
     /// A larger root disk for each; its filesystem grows to fill it
@@ -58,6 +62,9 @@ pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
     let snapshot = restore::find(&house, &args.snapshot)?;
+    if snapshot.manifest.kind == Kind::Live {
+        cpu::wakes_here(&snapshot)?;
+    }
     checks::kvm_quickly()?;
     let clones = plan(&args)?;
     // All names first: half of a class is worth less than a clear no.
@@ -75,6 +82,7 @@ pub fn run(args: Args) -> Outcome {
             ephemeral: Vec::new(),
             cold: false,
             new_identity: !args.keep_identity,
+            settings: Setting::gather(&args.settings),
             timeout: Duration::from_secs(args.timeout.into()),
         };
         let clone = restore::carry_out(&house, plan, process::monotonic_us())?;
@@ -116,6 +124,7 @@ mod tests {
         let args = |count, name: &str, port: u16| Args {
             count,
             keep_identity: false,
+            settings: Vec::new(),
             size: Wanted::default(),
             disk_size: None,
             forwards: vec![Forward { host: port, guest: 80 }],

@@ -15,6 +15,9 @@ impl From<store::Error> for Failure {
             }
             store::Error::Reference(_) | store::Error::Ambiguous(_) => is(Code::Usage).hint("catnap snapshot ls --all"),
             store::Error::Gone(_) => is(Code::Refused).hint("catnap snapshot ls --all"),
+            store::Error::NoKey(_) => is(Code::NotFound).hint("catnap key ls"),
+            store::Error::KeyTaken(name) => is(Code::Refused).hint(format!("another name, or catnap key rm {name}")),
+            store::Error::NotOwnKey(_) => is(Code::Refused).hint("catnap key new NAME"),
             store::Error::Needed { by, .. } => is(Code::Refused).hint(remove_first(&by)),
             store::Error::MachineTaken(name) => {
                 is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
@@ -67,6 +70,13 @@ impl From<archive::Error> for Failure {
         match error {
             archive::Error::Refused(_) => {
                 is(Code::Verify).hint("have it sent again; catnap snapshot export makes such files")
+            }
+            archive::Error::Signature(_) => is(Code::Verify).hint("have it sent again, by whoever signed it"),
+            archive::Error::Unknown(Some(key)) => {
+                is(Code::Refused).hint(format!("catnap key trust NAME {key}, once you know whose it is"))
+            }
+            archive::Error::Unknown(None) => {
+                is(Code::Refused).hint("catnap snapshot export --sign, or leave --require-signature away")
             }
             archive::Error::BadName(_) => is(Code::Verify).hint("catnap snapshot import --name NAME@TAG"),
             archive::Error::Taken(_) => is(Code::Refused).hint("catnap snapshot import --name NAME@TAG"),

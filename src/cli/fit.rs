@@ -1,5 +1,9 @@
 //! The size in which a snapshot becomes a machine, and what cannot be had.
 
+use std::fs::File;
+use std::io::Read;
+
+use super::cpu;
 use super::restore::Plan;
 use crate::control::{Code, Failure};
 use crate::machine::{self, Shape};
@@ -12,20 +16,19 @@ pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<
     let cpus = plan.size.cpus().unwrap_or(saved.cpus);
     let memory = plan.size.memory().unwrap_or(Size(saved.memory));
     let mut spec = MachineSpec {
-        name: plan.name.clone(),
-        image: plan.snapshot.digest.to_string(),
-        cpus,
-        memory,
         max_cpus: saved.max_cpus,
         max_memory: Size(saved.max_memory),
         append: saved.append.clone(),
-        kernel: None,
         forwards: plan.forwards.clone(),
         // Those of the machine that was snapshotted, unless others are wanted.
         ephemeral: match plan.ephemeral.is_empty() {
             true => plan.snapshot.manifest.ephemeral.iter().map(same).collect(),
             false => plan.ephemeral.clone(),
         },
+        settings: plan.settings.clone(),
+        machine_id: plan.new_identity.then(new_machine_id).transpose()?,
+        cpu_baseline: if resumed { saved.cpu_baseline } else { cpu::for_boot(saved.cpu_baseline) },
+        ..MachineSpec::new(plan.name.clone(), &plan.snapshot.digest.to_string(), cpus, memory)
     };
     if resumed {
         let shape = Shape {
@@ -49,6 +52,14 @@ pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<
     }
     spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap restore --help"))?;
     Ok(spec)
+}
+
+/// A machine id that nobody has had.
+pub fn new_machine_id() -> Result<String, Failure> {
+    let mut bytes = [0; 16];
+    let read = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
+    read.map_err(|error| Failure::while_doing("/dev/urandom", error))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Why a disk cannot be smaller.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use catnap_guest::protocol::escape;
 use serde::Serialize;
 
 use super::record::Record;
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// ciphers, which is more than half of what a distribution's kernel does in a boot (`scripts/bench`); to use memory
 /// that is plugged in at once, for what can be moved, so that it can be given back; and not to fill what it takes from
 /// itself with zeros, for then all memory that is given back is written to right before, a fault for each page.
-const COMMAND_LINE: &str =
+pub const COMMAND_LINE: &str =
     "console=ttyS0 quiet reboot=k panic=-1 cryptomgr.notests memhp_default_state=online_movable init_on_alloc=0";
 
 /// A machine by name, or why its files cannot be read.
@@ -150,6 +151,7 @@ impl House {
             disk_root: self.store.root().into(),
             cmdline: command_line(&machine.spec),
             console_log: machine.console_log()?,
+            wipe: false,
         })
     }
 
@@ -241,8 +243,11 @@ fn no_memory(snapshot: &Snapshot) -> Failure {
 
 /// The kernel's command line of a machine.
 fn command_line(spec: &MachineSpec) -> String {
-    let words = format!("{COMMAND_LINE} catnap.hostname={} {}", spec.name, spec.append);
-    words.trim_end().into()
+    let mut words = format!("{COMMAND_LINE} catnap.hostname={}", spec.name);
+    let own = spec.machine_id.iter().map(|id| format!(" catnap.machine_id={id}"));
+    let set = spec.settings.iter().map(|(key, value)| format!(" catnap.set.{key}={}", escape(value)));
+    words.extend(own.chain(set));
+    format!("{words} {}", spec.append).trim_end().into()
 }
 
 /// The initramfs for a kernel of the user's own: the image's modules would not fit it, so it has none.

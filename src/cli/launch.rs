@@ -12,13 +12,8 @@ use crate::control::{Client, Code, Failure};
 use crate::store::Machine;
 use crate::sys::process::{self, Detached};
 
-/// The last word of a monitor's command line when it wakes a machine: whether that stays who it was.
-pub const KEEP: &str = "keep";
-/// See [`KEEP`].
-pub const RENEW: &str = "renew";
-
 /// How many lines of a log an error shows.
-const TAIL: usize = 15;
+pub const TAIL: usize = 15;
 /// A guest that has shown nothing for so long makes KVM itself suspicious.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long a monitor that was told to end may take before it is killed.
@@ -43,10 +38,7 @@ pub enum From {
     /// Its disk: it boots.
     Disk,
     /// The memory of the snapshot that it was made from: it wakes.
-    Nap {
-        /// Whether it is a copy that must be told from its original.
-        new_identity: bool,
-    },
+    Nap,
 }
 
 /// Starts a machine and waits until its agent answers, or with a `timeout` of zero until its vCPUs run. When that
@@ -73,8 +65,7 @@ pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -
     let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
     let words: &[&str] = match from {
         From::Disk => &["monitor", name.as_str()],
-        From::Nap { new_identity: false } => &["monitor", name.as_str(), &machine.spec.image, KEEP],
-        From::Nap { new_identity: true } => &["monitor", name.as_str(), &machine.spec.image, RENEW],
+        From::Nap => &["monitor", name.as_str(), &machine.spec.image],
     };
     let mut monitor = process::spawn_detached(&program, words, &boot.monitor_log)
         .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
@@ -92,7 +83,7 @@ impl From {
     fn verb(self) -> &'static str {
         match self {
             From::Disk => "Booting",
-            From::Nap { .. } => "Waking",
+            From::Nap => "Waking",
         }
     }
 }

@@ -4,6 +4,7 @@ mod checks;
 mod clone;
 mod completion;
 mod console;
+mod cpu;
 mod disk;
 mod doctor;
 mod errors;
@@ -12,6 +13,7 @@ mod fit;
 mod home;
 mod image;
 mod inspect;
+mod key;
 mod launch;
 mod load;
 mod logs;
@@ -81,6 +83,7 @@ Snapshots:
   snapshot    Take, list, compare, check, share and remove snapshots
   restore     Wake a machine from a snapshot
   clone       Make new machines from one snapshot
+  key         Make the keys that snapshots are signed with, and know those of others
 
 This host:
   image       Make, list and remove base images
@@ -117,6 +120,7 @@ enum Verb {
     Snapshot(snapshot::Args),
     Restore(restore::Args),
     Clone(clone::Args),
+    Key(key::Args),
     Image(image::Args),
     Doctor(doctor::Args),
     Completion(completion::Args),
@@ -129,7 +133,7 @@ pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).take(4).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["monitor", name] => return monitor::main(name, None),
-        ["monitor", name, snapshot, identity] => return monitor::main(name, Some((snapshot, identity))),
+        ["monitor", name, snapshot] => return monitor::main(name, Some(snapshot)),
         _ => {}
     }
     let outcome = match Cli::parse().verb {
@@ -150,6 +154,7 @@ pub fn main() -> ExitCode {
         Verb::Snapshot(args) => snapshot::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Clone(args) => clone::run(args),
+        Verb::Key(args) => key::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completion(args) => completion::run(args),
@@ -216,6 +221,14 @@ mod tests {
             "catnap disk attach anna --ephemeral 64M:/data",
             "catnap disk detach anna -f",
             "catnap run kitten --ephemeral 64M --ephemeral 1G:/b",
+            "catnap run kitten --set colour=Grey --set title=Ben's --cpu-baseline x86-64-v2",
+            "catnap clone anna@a ben --set colour=black",
+            "catnap snapshot scrub anna@a anna@b --also /x --also-from y",
+            "catnap snapshot scrub --show-list",
+            "catnap key new anna",
+            "catnap snapshot export --sign anna anna@a x.catnap",
+            "catnap snapshot import --require-signature x.catnap",
+            "catnap snapshot export --scrub anna@a x.catnap --also /x",
             "catnap snapshot ls anna -q",
             "catnap snapshot rm --merge anna@a kitten sha256:0123",
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
@@ -246,6 +259,14 @@ mod tests {
             "catnap disk attach anna",
             "catnap disk attach anna --ephemeral 0",
             "catnap run kitten --ephemeral 100K",
+            "catnap run kitten --set colour=pink",
+            "catnap run kitten --set purr",
+            "catnap run kitten --cpu-baseline pentium",
+            "catnap snapshot scrub",
+            "catnap key trust ben ed25519:12",
+            "catnap key new ../x",
+            "catnap snapshot scrub --show-list anna@a",
+            "catnap snapshot export --scrub --with-memory anna@a x.catnap",
             "catnap run kitten --ephemeral 64M:etc",
             "catnap snapshot",
             "catnap snapshot rm",

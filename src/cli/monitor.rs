@@ -1,4 +1,4 @@
-//! `catnap monitor MACHINE [SNAPSHOT keep|renew]`, not for people: the process that is a machine. `run`, `start`
+//! `catnap monitor MACHINE [SNAPSHOT]`, not for people: the process that is a machine. `run`, `start`
 //! and `restore` start it, detached; it reports through its standard output when the machine runs, and lives
 //! until the guest has ended.
 
@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use catnap_guest::protocol::Identity;
+
 use super::home::House;
-use super::launch::{self, Report};
+use super::launch::Report;
 use super::record::Record;
 use crate::control::api::Api;
 use crate::control::host::Host;
@@ -31,8 +33,8 @@ const START_UP: Duration = Duration::from_secs(300);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Is the monitor of the machine `name` until its guest has ended; gives the process's exit code. With `nap`, a
-/// snapshot's digest and what becomes of the machine's identity, the machine wakes in place of booting.
-pub fn main(name: &str, nap: Option<(&str, &str)>) -> ExitCode {
+/// snapshot's digest, the machine wakes in place of booting.
+pub fn main(name: &str, nap: Option<&str>) -> ExitCode {
     // Before any thread starts: all of them leave these signals to the one that waits for them.
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
@@ -52,7 +54,7 @@ pub fn main(name: &str, nap: Option<(&str, &str)>) -> ExitCode {
     }
 }
 
-fn be(name: &str, nap: Option<(&str, &str)>, signals: Signals) -> Result<Ended, Failure> {
+fn be(name: &str, nap: Option<&str>, signals: Signals) -> Result<Ended, Failure> {
     let name = name.parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()));
     let started = name.and_then(|name| start(&name, nap));
     report(match &started {
@@ -94,7 +96,7 @@ struct Prepared {
 }
 
 /// Builds and starts everything.
-fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
+fn start(name: &Name, nap: Option<&str>) -> Result<Monitor, Failure> {
     limits::one_heap();
     let (bare, prepared) = Bare::new_while(|| prepare(name, nap)).map_err(machine::Error::from)?;
     let Prepared { store, stored, lock, files, host, server, origin } = prepared?;
@@ -114,9 +116,11 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
             return Err(failure);
         }
     };
-    if let Some((_, identity)) = nap {
-        let new_identity = (identity == launch::RENEW).then(|| name.to_string());
-        machine.tell_agent(Wakeup { new_identity, asked }).map_err(|error| Failure::while_doing("the waker", error))?;
+    if nap.is_some() {
+        let hostname = name.to_string();
+        let identity = stored.spec.machine_id.clone().map(|machine_id| Identity { machine_id, hostname });
+        let wakeup = Wakeup { identity, settings: stored.spec.settings.clone(), asked };
+        machine.tell_agent(wakeup).map_err(|error| Failure::while_doing("the waker", error))?;
     }
     lock.started()?;
     let record = Record::begin();
@@ -126,7 +130,7 @@ fn start(name: &Name, nap: Option<(&str, &str)>) -> Result<Monitor, Failure> {
 }
 
 /// Takes the machine, opens its control socket and reads what it wakes from.
-fn prepare(name: &Name, nap: Option<(&str, &str)>) -> Result<Prepared, Failure> {
+fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
     let house = House::open()?;
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
@@ -143,7 +147,7 @@ fn prepare(name: &Name, nap: Option<(&str, &str)>) -> Result<Prepared, Failure> 
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).map_err(socket)?;
     let origin = match nap {
         None => Ok(Origin::Boot),
-        Some((snapshot, _)) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
+        Some(snapshot) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
     };
     let origin = origin.and_then(|origin| {
         // What a killed monitor left behind.

@@ -3,19 +3,20 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use catnap_guest::protocol::Settings;
 use serde::Serialize;
 
 use super::fit::{fit, ratchet};
 use super::home::House;
 use super::sizes::{self, Wanted};
 use super::snapshot::{create, import};
-use super::{Outcome, checks, console, disk, launch, start, stop, ui};
+use super::{Outcome, checks, console, cpu, disk, launch, start, stop, ui};
 use crate::control::protocol::{Give, Mode, Resized, SnapshotRequest, Status};
 use crate::control::{Client, Code, Failure, Keeper};
 use crate::disk::Mark;
 use crate::machine::SETTLING;
 use crate::snapshot::Kind;
-use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Size};
+use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Setting, Size};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -26,12 +27,16 @@ A `live` snapshot resumes: processes go on where they were. Others have no memor
 as `--cold` has it done with a live one too. Memory is read as it is touched, so the size does not matter.
 
 The machine gets the name of the one that was snapshotted, if that is free. With --replace it takes the place of
-a machine of its name, which is snapshotted first (NAME@before-…). A machine whose original still runs, or may run
-elsewhere because the snapshot was imported, gets an identity of its own: machine id, host name, entropy.
+a machine of its name, which is snapshotted first (NAME@before-…). One that gets another name, or whose original may
+run elsewhere because the snapshot was imported, gets an identity of its own: machine id, host name, host keys, entropy.
+--set colour=grey (ginger, grey, black, cream, brown, blue) and --set title='Ben’s kitten' tell its page from others.
 
 It can wake in another size: before anybody reaches its ports, the guest has the new vCPUs and memory. What it cannot
 give back it keeps; then the size that was reached is said, the exit code is 4, and the machine runs. Sizes outside of
 its envelope, and less memory than it booted with, take another boot (--cold). A disk only grows.
+
+A guest that goes on needs what it was shown of its CPU. When this host's lacks something of that, it is refused and
+said; --cold boots it.
 
 Ephemeral disks are in no snapshot: they come back blank, and the guest is told. Only --replace keeps one, when
 the machine still runs on this host and has written nothing to it since the snapshot.
@@ -41,7 +46,7 @@ Examples:
   catnap restore anna@monday --cpus 4 --memory 1G
   catnap restore anna@monday --name anna-roomy --disk-size 4G
   catnap restore anna@monday --replace
-  catnap restore anna@monday --name anna-again -p 8081:80
+  catnap restore anna@monday --name anna-again -p 8081:80 --set colour=grey
   catnap restore anna@monday --name anna-cold --cold
   catnap restore anna.catnap
   catnap restore localhost:5000/cats/anna:monday")]
@@ -69,6 +74,12 @@ pub struct Args {
     /// A blank disk in this host's memory, in place of those that the snapshot's machine had; can be given twice
     #[arg(long, value_name = "SIZE[:PATH]")]
     ephemeral: Vec<Ephemeral>,
+    /// Set something of its site: colour or title; can be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// Let it keep machine id, host name and host keys, whatever it is called; its entropy is renewed all the same
+    #[arg(long)]
+    keep_identity: bool,
     /// Join the console once it is awake
     #[arg(short, long)]
     attach: bool,
@@ -135,6 +146,8 @@ pub struct Plan<'a> {
     pub cold: bool,
     /// Whether it is somebody else from now on.
     pub new_identity: bool,
+    /// Settings of its site that change.
+    pub settings: Settings,
     /// How long the agent may take.
     pub timeout: Duration,
 }
@@ -152,6 +165,9 @@ impl Plan<'_> {
             Failure::new(Code::Refused, format!("{} is an image, and no machine's snapshot", manifest.name))
                 .hint(format!("catnap run {}", manifest.name))
         })?;
+        if self.resumes() {
+            cpu::wakes_here(self.snapshot)?;
+        }
         let least = manifest.disks.iter().map(|disk| disk.virtual_size).max().unwrap_or(0);
         match self.disk_size.map(Size::bytes).filter(|wanted| *wanted < least) {
             Some(wanted) => Err(ratchet(store::Error::DiskTooSmall { wanted, least })),
@@ -169,7 +185,6 @@ pub fn run(args: Args) -> Outcome {
     let original = original(&snapshot);
     let nameless = || Failure::new(Code::Usage, "the snapshot tells no machine's name").hint("--name NAME");
     let name = args.name.clone().or_else(|| original.clone()).ok_or_else(nameless)?;
-    checks::kvm_quickly()?;
     let mut plan = Plan {
         snapshot: &snapshot,
         name: name.clone(),
@@ -179,10 +194,12 @@ pub fn run(args: Args) -> Outcome {
         ephemeral: args.ephemeral,
         cold: args.cold,
         new_identity: false,
+        settings: Setting::gather(&args.settings),
         timeout: Duration::from_secs(args.timeout.into()),
     };
     // Before a machine makes way for one that cannot be.
     plan.check()?;
+    checks::kvm_quickly()?;
     match house.store().machine(&name) {
         Err(store::Error::NoMachine(_)) => {}
         Ok(machine) if args.replace => {
@@ -199,10 +216,9 @@ pub fn run(args: Args) -> Outcome {
         }
         Err(error) => return Err(error.into()),
     }
-    let runs = |name: &Name| house.machine(name).is_ok_and(|machine| machine.is_running().unwrap_or(false));
     // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
     let elsewhere = house.store().has_arrived(&snapshot.digest);
-    plan.new_identity = elsewhere || original.is_some_and(|original| original != name && runs(&original));
+    plan.new_identity = !args.keep_identity && (elsewhere || original.is_none_or(|original| original != name));
     let restored = carry_out(&house, plan, begun)?;
     match (args.json, args.attach) {
         (true, _) => ui::json(&restored)?,
@@ -249,7 +265,7 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
     let machine =
         house.store().create_machine_sized(&spec, plan.snapshot, plan.disk_size.map(Size::bytes)).map_err(ratchet)?;
     let from = match resumed {
-        true => launch::From::Nap { new_identity: plan.new_identity },
+        true => launch::From::Nap,
         false => launch::From::Disk,
     };
     // A guest that changes its size answers when it has done so.

@@ -4,14 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::fit::new_machine_id;
 use super::home::House;
 use super::sizes::{self, host_cpus};
-use super::{Outcome, checks, console, disk, image, launch, start, ui};
+use super::{Outcome, checks, console, cpu, disk, image, launch, start, ui};
 use crate::archive;
 use crate::boot;
 use crate::control::{Code, Failure};
 use crate::oci::Reference;
-use crate::spec::{Ephemeral, Flavor, Forward, MachineSpec, Name, Size, default_max_cpus, default_max_memory};
+use crate::spec::{
+    Baseline, Ephemeral, Flavor, Forward, MachineSpec, Name, Setting, Size, default_max_cpus, default_max_memory,
+};
 use crate::store::{self, Machine, Snapshot};
 use crate::sys::process;
 
@@ -28,6 +31,7 @@ Examples:
   catnap run kitten
   catnap run kitten --name anna --cpus 2 --memory 512M -p 8080:80
   catnap run kitten --name anna --ephemeral 64M:/mnt
+  catnap run kitten --name ben --set colour=grey --set title='Ben’s kitten' --cpu-baseline x86-64-v2
   catnap run kitten --kernel ./bzImage --append 'loglevel=7' --attach")]
 pub struct Args {
     /// The image: a name, sha256: and some digits (`catnap image ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which is
@@ -59,6 +63,13 @@ pub struct Args {
     /// stops or the host restarts; can be given twice
     #[arg(long, value_name = "SIZE[:PATH]")]
     ephemeral: Vec<Ephemeral>,
+    /// Set something of its site: colour (ginger, grey, black, cream, brown, blue) or title; can be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+    /// Show the guest no more of this host's CPU than all CPUs of a level have, so that its snapshots wake on others:
+    /// x86-64-v2, x86-64-v3, or host
+    #[arg(long, value_name = "LEVEL", default_value_t = Baseline::Host)]
+    cpu_baseline: Baseline,
     /// A kernel of your own (bzImage or ELF) in place of the image's; it is copied
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -84,17 +95,16 @@ pub fn run(args: Args) -> Outcome {
     let flavor = args.flavor.unwrap_or(Flavor::Kitten);
     let (cpus, memory) = (args.cpus.unwrap_or(flavor.cpus()), args.memory.unwrap_or(flavor.memory()));
     let (host_memory, _) = checks::host_memory().map_err(|error| Failure::while_doing("/proc/meminfo", error))?;
-    let spec = MachineSpec {
-        name: first,
-        image: String::new(),
-        cpus,
-        memory,
+    let mut spec = MachineSpec {
         max_cpus: args.max_cpus.unwrap_or_else(|| default_max_cpus(host_cpus(), cpus)),
         max_memory: args.max_memory.unwrap_or_else(|| default_max_memory(host_memory, memory)),
         append: args.append,
         kernel: args.kernel,
         forwards: args.forwards,
         ephemeral: args.ephemeral,
+        settings: Setting::gather(&args.settings),
+        cpu_baseline: args.cpu_baseline,
+        ..MachineSpec::new(first, "", cpus, memory)
     };
     // What can be refused is refused before anything is made.
     spec.check().map_err(|error| Failure::new(Code::Usage, error.to_string()).hint("catnap run --help"))?;
@@ -102,6 +112,7 @@ pub fn run(args: Args) -> Outcome {
         return Err(store::Error::MachineTaken(spec.name).into());
     }
     spec.kernel.as_deref().map_or(Ok(()), check_kernel)?;
+    cpu::reaches(spec.cpu_baseline)?;
     sizes::warn_of_many(spec.cpus);
     checks::memory(spec.memory)?;
     checks::ports(&house, &spec)?;
@@ -111,6 +122,8 @@ pub fn run(args: Args) -> Outcome {
     if process::interrupted() {
         return Err(Failure::new(Code::Failed, "interrupted"));
     }
+    // The disk was a machine's, and this is another one. That of a base image has no identity yet.
+    spec.machine_id = image.manifest.machine.is_some().then(new_machine_id).transpose()?;
     let machine = match &args.name {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,

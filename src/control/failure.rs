@@ -78,8 +78,8 @@ impl From<machine::Error> for Failure {
         let text = whole(&error);
         let is = |code| Failure::new(code, text.clone());
         match &error {
-            machine::Error::Kvm(kvm::Error::TscRate { .. } | kvm::Error::Saved(_) | kvm::Error::Msr(_)) => {
-                is(Code::Host).hint("--cold, which boots from the disks alone")
+            machine::Error::Kvm(kvm::Error::TscRate { .. } | kvm::Error::Msr(_) | kvm::Error::Saved(_)) => {
+                is(Code::Refused).hint("catnap restore --cold, which boots from the disks alone")
             }
             machine::Error::Kvm(_) => is(Code::Host).hint("catnap doctor"),
             machine::Error::Memory(_) | machine::Error::Boot(boot::Error::TooLittleMemory { .. }) => {

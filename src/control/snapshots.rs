@@ -20,6 +20,7 @@ use super::failure::{Code, Failure};
 use super::host::Guest;
 use super::protocol::{Mode, SnapshotRequest, Taken};
 use crate::disk;
+use crate::kvm::Shown;
 use crate::machine::{self, CapturedMemory, Drive, Files, Phase, Progress, Shape, Size, State, Visitor};
 use crate::snapshot::memory::{DATA, INDEX};
 use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
@@ -100,6 +101,7 @@ impl Keeper {
             draft.add_memory(memory)?;
         }
         draft.shape(captured.size, &captured.shape);
+        draft.manifest.cpu = captured.cpu.as_ref().map(of_cpu);
         draft.manifest.ephemeral = captured.drives.iter().map(of_drive).collect();
         let (pause_us, bytes) = (captured.pause_us, captured.memory.map_or(0, |memory| memory.bytes));
         let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
@@ -144,6 +146,7 @@ impl Keeper {
         let mut manifest = Manifest::new(kind, &request.name, now());
         manifest.note = request.note.clone();
         manifest.parent = Some(previous.digest);
+        manifest.host = host_facts();
         let boot = [(Some(&self.files.kernel), "kernel"), (self.files.initrd.as_ref(), "initrd")];
         for (path, name) in boot.into_iter().filter_map(|(path, name)| path.map(|path| (path, name))) {
             share(path, &staging.dir().join(name))?;
@@ -166,8 +169,9 @@ impl Draft<'_> {
             max_cpus: shape.max_cpus,
             max_memory: shape.max_memory,
             boot_memory: shape.boot_memory,
-            cmdline: self.keeper.files.cmdline.clone(),
+            cmdline: self.keeper.files.cmdline.split(' ').filter(tells_nobody).collect::<Vec<_>>().join(" "),
             append: self.keeper.machine.spec.append.clone(),
+            cpu_baseline: self.keeper.machine.spec.cpu_baseline,
         });
     }
 
@@ -326,6 +330,25 @@ fn of_drive(drive: &Drive) -> snapshot::Ephemeral {
 /// The same of a machine that is off: what it would start with.
 fn of_spec((bay, disk): (usize, &Ephemeral)) -> snapshot::Ephemeral {
     snapshot::Ephemeral { device: format!("bay{bay}"), size: disk.size.bytes(), at: disk.at.clone() }
+}
+
+/// Whether a word of a command line does not say who the machine is: that is nobody's business whom a copy is given.
+fn tells_nobody(word: &&str) -> bool {
+    !word.starts_with("catnap.machine_id=")
+}
+
+/// What a host must have for the guest to go on there.
+fn of_cpu(shown: &Shown) -> snapshot::Cpu {
+    let cpu = shown.cpu();
+    let features = cpu.features.into_iter().map(str::to_owned).collect();
+    snapshot::Cpu { vendor: cpu.vendor, features, tsc_khz: shown.tsc_khz }
+}
+
+/// What people may want to know of this host, and nobody else needs.
+fn host_facts() -> serde_json::Map<String, serde_json::Value> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let facts = [("kernel", kernel.trim()), ("catnap", env!("CARGO_PKG_VERSION"))];
+    facts.map(|(name, fact)| (name.to_owned(), fact.into())).into_iter().collect()
 }
 
 /// Makes a file appear in the draft without copying it, where that is possible.

@@ -167,21 +167,7 @@ struct House {
 fn house(deaf: bool) -> House {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("control.sock");
-    let host = Arc::new(Host::new(
-        MachineSpec {
-            name: "anna".parse().unwrap(),
-            image: "sha256:00".into(),
-            cpus: 1,
-            memory: Size::mib(256),
-            max_cpus: 1,
-            max_memory: Size::mib(256),
-            append: String::new(),
-            kernel: None,
-            forwards: Vec::new(),
-            ephemeral: Vec::new(),
-        },
-        None,
-    ));
+    let host = Arc::new(Host::new(MachineSpec::new("anna".parse().unwrap(), "sha256:00", 1, Size::mib(256)), None));
     let (server, listener) = Server::bind(&path).unwrap();
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).unwrap();
     let guest = Paper::new(deaf);

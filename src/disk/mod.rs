@@ -26,6 +26,7 @@ mod medium;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod wiping;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{CLUSTER, create_from_raw, create_overlay};
 pub use medium::{Gone, Mark, Medium};
 pub use swap::{Prepared, prepare};
+pub use wiping::Wiping;
 
 use crate::sys::files;
 

@@ -14,6 +14,16 @@ pub fn without_modules() -> Vec<u8> {
     with_modules(&[])
 }
 
+/// Another Catnap's initramfs, or one of the user's, with this guest program as its `/init`: the kernel unpacks one
+/// archive after the other, and what comes later stays.
+pub fn with_this_guest(mut initrd: Vec<u8>) -> Vec<u8> {
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, GUEST);
+    initrd.extend(archive.finish());
+    initrd
+}
+
 /// An initramfs that loads `modules` in this order.
 pub fn with_modules(modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();

@@ -16,7 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use initrd::without_modules;
+pub use initrd::{with_this_guest, without_modules};
 
 use crate::disk;
 use crate::snapshot::{Disk, Kind, Manifest, Role, describe};

@@ -6,11 +6,25 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{Error, ioctl};
+use super::{Error, features, ioctl};
+use crate::spec::Baseline;
 
-/// The CPUID of vCPU `id` in a machine of `count`.
-pub fn for_vcpu(kvm: &Kvm, id: u32, count: u32) -> Result<CpuId, Error> {
-    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+/// The CPUID of vCPU `id` in a machine of `count`: like the one `shown` to another vCPU, or what there is, within the
+/// baseline.
+pub fn for_vcpu(
+    kvm: &Kvm,
+    id: u32,
+    count: u32,
+    baseline: Baseline,
+    shown: Option<&[kvm_cpuid_entry2]>,
+) -> Result<CpuId, Error> {
+    let mut cpuid = match shown {
+        Some(entries) => CpuId::from_entries(entries).map_err(|_| Error::Saved("more CPUID entries than fit"))?,
+        None => kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?,
+    };
+    for entry in cpuid.as_mut_slice() {
+        features::limit(entry, baseline);
+    }
     let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
         adapt(entry, id, count, deadline_timer);

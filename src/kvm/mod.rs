@@ -5,6 +5,7 @@
 
 pub mod cpuid;
 mod entry;
+mod features;
 pub mod probe;
 mod state;
 mod team;
@@ -12,10 +13,11 @@ mod vcpu;
 mod vm;
 
 pub use entry::Entry;
+pub use features::Cpu;
 pub use state::{VcpuState, VmState};
 pub use team::{End, Switch, Team};
 pub use vcpu::Vcpu;
-pub use vm::{Bare, Vm};
+pub use vm::{Bare, Shown, Vm};
 
 use vm::open;
 
@@ -56,6 +58,22 @@ pub enum Error {
     /// The kernel speaks another dialect of the KVM API.
     #[error("this kernel's KVM API is version {0}; Catnap needs 12")]
     ApiVersion(i32),
+    /// The counter has another rate here, and the host cannot scale it.
+    #[error("the guest's time stamp counter ran at {saved} kHz, this host's runs at {here} kHz and cannot be scaled")]
+    TscRate {
+        /// The guest's, in kHz.
+        saved: u32,
+        /// This host's, in kHz.
+        here: u32,
+    },
+    /// The host's CPU is less than the baseline.
+    #[error("this host's CPU is less than {baseline}: it lacks {missing}")]
+    Baseline {
+        /// What was wanted.
+        baseline: crate::spec::Baseline,
+        /// The features that are missing.
+        missing: String,
+    },
     /// A capability that Catnap cannot do without.
     #[error("this kernel's KVM lacks {0}")]
     Lacks(&'static str),
@@ -70,14 +88,6 @@ pub enum Error {
     /// A saved state that this KVM cannot take.
     #[error("the saved state has {0}")]
     Saved(&'static str),
-    /// A time stamp counter that ran at another rate than this host's, which cannot scale it.
-    #[error("its time stamp counter ran at {saved} kHz, and this host's runs at {here} kHz and cannot be scaled")]
-    TscRate {
-        /// The rate where the state was saved, in kHz.
-        saved: u32,
-        /// This host's, in kHz.
-        here: u32,
-    },
     /// KVM did not take one of the MSRs.
     #[error("KVM refused MSR {0:#x}")]
     Msr(u32),

@@ -1,15 +1,18 @@
+use std::sync::OnceLock;
 use std::thread;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::vcpu::Host;
-use super::{Error, Vcpu, VcpuState, VmState, ioctl};
+use super::{Cpu, Error, Vcpu, VcpuState, VmState, ioctl};
 use crate::mem::{GuestMemory, layout};
+use crate::spec::Baseline;
 use crate::sys::thread::small;
 
 /// A virtual machine of KVM: memory slots, interrupt controllers, clock; and the maker of vCPUs.
@@ -20,6 +23,25 @@ pub struct Vm {
     mem: GuestMemory,
     /// What saving and restoring vCPUs needs to know.
     host: Host,
+    /// How much of the host's CPU the guest may see.
+    baseline: Baseline,
+    /// What its first vCPU was shown, so that those that come later are like it.
+    shown: OnceLock<Shown>,
+}
+
+/// A CPU as a guest was shown it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub(super) entries: Vec<kvm_cpuid_entry2>,
+    /// The rate of its time stamp counter; 0 when unknown.
+    pub tsc_khz: u32,
+}
+
+impl Shown {
+    /// What it can do.
+    pub fn cpu(&self) -> Cpu {
+        Cpu::of_guest(&self.entries)
+    }
 }
 
 /// A VM with interrupt controllers and timer, and without memory and vCPUs.
@@ -102,9 +124,24 @@ impl Vm {
         }
         let listed = kvm.get_msr_index_list().map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?;
         let host = Host::new(listed.as_slice(), fd.check_extension_int(Cap::Xsave2).try_into().unwrap_or(0));
-        let vm = Vm { kvm, fd, mem, host };
+        let vm = Vm { kvm, fd, mem, host, baseline: Baseline::Host, shown: OnceLock::new() };
         vm.set_slots(0)?;
         Ok(vm)
+    }
+
+    /// Shows the vCPUs that are made from now on no more than a baseline has.
+    pub fn limit_cpu(&mut self, baseline: Baseline) -> Result<(), Error> {
+        let missing = Cpu::of_host().lacks_for(baseline);
+        if !missing.is_empty() {
+            return Err(Error::Baseline { baseline, missing: missing.join(", ") });
+        }
+        self.baseline = baseline;
+        Ok(())
+    }
+
+    /// What its vCPUs were shown of a CPU; `None` before there is one.
+    pub fn shown(&self) -> Option<&Shown> {
+        self.shown.get()
     }
 
     /// Gives every region of guest memory its slot, or changes the slots' flags.
@@ -154,6 +191,7 @@ impl Vm {
         let restore = |state: &VcpuState| {
             let fd = self.fd.create_vcpu(u64::from(state.id())).map_err(ioctl("KVM_CREATE_VCPU"))?;
             state.restore(&fd, &self.host)?;
+            self.shown.get_or_init(|| state.shown());
             Ok(Vcpu::new(state.id(), fd))
         };
         let restored = vcpus.iter().map(restore).collect::<Result<_, Error>>()?;
@@ -164,8 +202,10 @@ impl Vm {
     /// Makes vCPU `id` of at most `count`, with its CPUID set and its registers as after a reset.
     pub fn vcpu(&self, id: u32, count: u32) -> Result<Vcpu, Error> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
-        let cpuid = super::cpuid::for_vcpu(&self.kvm, id, count)?;
+        let like = self.shown.get().map(|shown| &shown.entries[..]);
+        let cpuid = super::cpuid::for_vcpu(&self.kvm, id, count, self.baseline, like)?;
         fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+        self.shown.get_or_init(|| Shown { entries: cpuid.as_slice().to_vec(), tsc_khz: fd.get_tsc_khz().unwrap_or(0) });
         Ok(Vcpu::new(id, fd))
     }
 

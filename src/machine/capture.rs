@@ -27,7 +27,7 @@ use super::memory_file::{Plan, Writing};
 use super::wake::{VCPU_VERSION, VM_VERSION};
 use super::{Drive, Error, Machine, Shape, Size, State, lock};
 use crate::disk::{self, Prepared};
-use crate::kvm::Vm;
+use crate::kvm::{Shown, Vm};
 use crate::mem::{Dirty, GuestMemory};
 use crate::snapshot::{Digest, MachineState, STATE, memory};
 use crate::sys::files::{self, At};
@@ -90,6 +90,8 @@ pub struct Captured<'m> {
     pub shape: Shape,
     /// The disks that live in the host's memory: that they are there.
     pub drives: Vec<Drive>,
+    /// The CPU that it was shown, when memory was wanted.
+    pub cpu: Option<Shown>,
     /// Memory, when it was wanted.
     pub memory: Option<CapturedMemory>,
     tracking: MutexGuard<'m, Tracking>,
@@ -175,6 +177,7 @@ impl Machine {
             size: moment.size,
             shape: self.shape,
             drives: self.drives(),
+            cpu: self.vm.shown().filter(|_| with_memory).cloned(),
             memory: None,
             taken: moment.taken.take(),
             mem: &self.mem,

@@ -88,7 +88,10 @@ impl Devices {
         let i8042 = I8042::new(Box::new(move || ender.end(End::Reboot)));
         board.at_ports(board::I8042, Arc::new(Mutex::new(i8042)));
 
-        let disk = disk::open(&files.disk, Format::Qcow2, Access::ReadWrite, &files.disk_root)?;
+        let mut disk = disk::open(&files.disk, Format::Qcow2, Access::ReadWrite, &files.disk_root)?;
+        if files.wipe {
+            disk = Box::new(disk::Wiping(disk));
+        }
         let root = states.root;
         let block = Block::new(root.chip, disk, "root", false)?;
         let root = board.in_slot(|line| Mmio::new(root.mmio, block, mem.clone(), line))?;

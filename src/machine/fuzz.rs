@@ -37,18 +37,8 @@ fn kernel() -> Vec<u8> {
 
 /// A machine that can grow, so that it has every device there is.
 fn spec() -> MachineSpec {
-    MachineSpec {
-        name: "anna".parse().unwrap(),
-        image: String::new(),
-        cpus: 2,
-        memory: Bytes(RAM),
-        max_cpus: 4,
-        max_memory: Bytes(1 << 30),
-        append: String::new(),
-        kernel: None,
-        forwards: Vec::new(),
-        ephemeral: Vec::new(),
-    }
+    let small = MachineSpec::new("anna".parse().unwrap(), "", 2, Bytes(RAM));
+    MachineSpec { max_cpus: 4, max_memory: Bytes(1 << 30), ..small }
 }
 
 fn files(dir: &Path) -> Files {
@@ -63,6 +53,7 @@ fn files(dir: &Path) -> Files {
         disk_root: dir.into(),
         cmdline: String::new(),
         console_log: dir.join("console.log"),
+        wipe: false,
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Files {
     pub cmdline: String,
     /// Where the console is logged.
     pub console_log: PathBuf,
+    /// Whether nothing may be left of what the guest discards.
+    pub wipe: bool,
 }
 
 /// What a machine is doing.
@@ -159,7 +161,11 @@ impl Machine {
             Origin::Wake(saved) => (saved.memory.clone(), Some(saved)),
         };
         let shape = saved.as_ref().map_or_else(|| Shape::of(spec), |saved| saved.shape);
-        let vm = Vm::new(bare, mem.clone(), shape.max_cpus)?;
+        let mut vm = Vm::new(bare, mem.clone(), shape.max_cpus)?;
+        if saved.is_none() {
+            // One that wakes has what it was shown before.
+            vm.limit_cpu(spec.cpu_baseline)?;
+        }
         let switch = Switch::new();
 
         let mut board = Board::new(&vm, shape.max_cpus);

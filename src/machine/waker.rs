@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use catnap_guest::protocol::{Hello, Identity, Reply, Request, Status, VERSION, Wake, WakeDisk};
+use catnap_guest::protocol::{Hello, Identity, Reply, Request, Settings, Status, VERSION, Wake, WakeDisk};
 
 use super::resize::Asked;
 use super::{Machine, agent, lock};
@@ -25,8 +25,10 @@ pub const SETTLING: Duration = Duration::from_secs(60);
 /// How a machine is to wake.
 #[derive(Clone, Debug, Default)]
 pub struct Wakeup {
-    /// The host name of a copy that must be told from its original; `None` for a machine that stays itself.
-    pub new_identity: Option<String>,
+    /// Who a copy is that must be told from its original; `None` for a machine that stays itself.
+    pub identity: Option<Identity>,
+    /// Settings of its site that change.
+    pub settings: Settings,
     /// The size that was asked for before its vCPUs ran.
     pub asked: Option<Asked>,
 }
@@ -116,14 +118,11 @@ fn tell(vsock: &Handle, wakeup: &Wakeup, disks: Vec<WakeDisk>) -> io::Result<Hel
 }
 
 fn wake(status: &Status, wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
-    let identity = wakeup
-        .new_identity
-        .as_ref()
-        .map(|hostname| Ok::<_, io::Error>(Identity { machine_id: random_hex(16)?, hostname: hostname.clone() }));
     Ok(Wake {
         generation: status.generation.saturating_add(1),
         entropy: random_hex(32)?,
-        identity: identity.transpose()?,
+        identity: wakeup.identity.clone(),
+        settings: wakeup.settings.clone(),
         ephemeral,
         // Last, so that it is as late as can be.
         realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use super::{Cpu, Digest, Machine};
 use crate::sys::files::{self, At};
 
 /// The manifest's own file name.
@@ -104,6 +104,9 @@ pub struct Manifest {
     /// The machine's shape; a base image has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The CPU that its guest goes on with, when it has memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
     /// The host on which it was taken: facts for people and for the check whether it can wake elsewhere.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub host: serde_json::Map<String, serde_json::Value>,
@@ -210,27 +213,6 @@ pub enum Need {
     Memory,
 }
 
-/// The shape of the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    /// vCPUs when it was taken.
-    pub cpus: u32,
-    /// RAM when it was taken, in bytes.
-    pub memory: u64,
-    /// The most vCPUs that it can wake with.
-    pub max_cpus: u32,
-    /// The most RAM that it can wake with, in bytes.
-    pub max_memory: u64,
-    /// RAM at its boot, in bytes: what is more was plugged in.
-    pub boot_memory: u64,
-    /// The kernel's command line.
-    #[serde(default)]
-    pub cmdline: String,
-    /// The words in it that the user added.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub append: String,
-}
-
 impl Kind {
     /// The kind in one word.
     pub fn name(self) -> &'static str {
@@ -261,6 +243,7 @@ impl Manifest {
             ephemeral: Vec::new(),
             memory: None,
             machine: None,
+            cpu: None,
             host: serde_json::Map::new(),
         }
     }
@@ -332,6 +315,7 @@ impl Manifest {
             }
         }
         self.ephemeral.iter().try_for_each(|disk| check_name(&disk.device))?;
+        self.cpu.as_ref().map_or(Ok(()), Cpu::check)?;
         self.memory.as_ref().map_or(Ok(()), |memory| self.check_memory(memory))
     }
 

@@ -6,13 +6,17 @@
 mod digest;
 #[cfg(test)]
 mod fuzz;
+mod machine;
 mod manifest;
 pub mod memory;
+mod signature;
 mod state;
 
 pub use digest::Digest;
+pub use machine::{Cpu, Machine};
 pub use manifest::{
-    Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, MAX_MANIFEST, Machine, Manifest, MemoryInfo, Need,
-    Role, describe,
+    Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, MAX_MANIFEST, Manifest, MemoryInfo, Need, Role,
+    describe,
 };
+pub use signature::{KeyError, PublicKey, SecretKey, Signature};
 pub use state::{MAX_STATE, MachineState, STATE, StateError};

@@ -2,9 +2,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use catnap_guest::protocol::{Settings, check_settings};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Ephemeral, Error, MEMORY_STEP, Name, Size};
+use super::{Baseline, Ephemeral, Error, MEMORY_STEP, Name, Size};
 
 /// Everything that must be known to start a machine, as kept in its folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,15 @@ pub struct MachineSpec {
     /// Disks in the host's memory that it starts with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ephemeral: Vec<Ephemeral>,
+    /// Settings of its site, at every boot.
+    #[serde(default, skip_serializing_if = "Settings::is_empty")]
+    pub settings: Settings,
+    /// Who it is, when it was made as a copy that must be told from its original: for `/etc/machine-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// How much of the host's CPU its guest is shown.
+    #[serde(default, skip_serializing_if = "Baseline::is_host")]
+    pub cpu_baseline: Baseline,
 }
 
 impl MachineSpec {
@@ -48,6 +58,25 @@ impl MachineSpec {
     pub const MIN_MEMORY: Size = Size::mib(64);
     /// The largest RAM: 16 TiB, so that no sum of addresses and sizes comes near an overflow.
     pub const MAX_MEMORY: Size = Size(1 << 44);
+
+    /// A machine of one size, made from `image`, with nothing else that can be chosen.
+    pub fn new(name: Name, image: &str, cpus: u32, memory: Size) -> MachineSpec {
+        MachineSpec {
+            name,
+            image: image.into(),
+            cpus,
+            memory,
+            max_cpus: cpus,
+            max_memory: memory,
+            append: String::new(),
+            kernel: None,
+            forwards: Vec::new(),
+            ephemeral: Vec::new(),
+            settings: Settings::new(),
+            machine_id: None,
+            cpu_baseline: Baseline::Host,
+        }
+    }
 
     /// Checks that the fields make sense, alone and together.
     pub fn check(&self) -> Result<(), Error> {
@@ -68,6 +97,11 @@ impl MachineSpec {
             return Err(Error::MaxMemory { memory: self.memory, max: self.max_memory });
         }
         Ephemeral::check_all(&self.ephemeral)?;
+        check_settings(&self.settings).map_err(Error::Setting)?;
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if self.machine_id.as_ref().is_some_and(|id| id.len() != 32 || !id.bytes().all(digit)) {
+            return Err(Error::MachineId);
+        }
         let mut taken = HashSet::new();
         match self.forwards.iter().find(|forward| !taken.insert(forward.host)) {
             Some(twice) => Err(Error::ForwardTwice(twice.host)),
@@ -125,19 +159,14 @@ impl fmt::Display for Forward {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Setting;
 
     fn spec() -> MachineSpec {
         MachineSpec {
-            name: "anna".parse().unwrap(),
-            image: "sha256:00".into(),
-            cpus: 1,
-            memory: Size::mib(256),
             max_cpus: 4,
             max_memory: Size::mib(4096),
-            append: String::new(),
-            kernel: None,
             forwards: vec!["8080:80".parse().unwrap()],
-            ephemeral: Vec::new(),
+            ..MachineSpec::new("anna".parse().unwrap(), "sha256:00", 1, Size::mib(256))
         }
     }
 
@@ -179,6 +208,28 @@ mod tests {
         let again = serde_json::to_string(&spec()).unwrap();
         assert_eq!(serde_json::from_str::<MachineSpec>(&again).unwrap(), spec());
         assert!(serde_json::from_str::<MachineSpec>(&again.replace("max_cpus", "most_cpus")).is_err());
+    }
+
+    #[test]
+    fn what_makes_a_copy_its_own_is_checked_when_it_is_read() {
+        let setting = |text: &str| text.parse::<Setting>();
+        let settings = Setting::gather(&[setting("colour=black").unwrap(), setting("Color=Grey").unwrap()]);
+        assert_eq!(settings, [("colour".to_owned(), "grey".to_owned())].into());
+        let own = MachineSpec { settings, machine_id: Some("0a".repeat(16)), cpu_baseline: Baseline::V2, ..spec() };
+        assert_eq!(own.check(), Ok(()));
+        let text = serde_json::to_string(&own).unwrap();
+        assert_eq!(serde_json::from_str::<MachineSpec>(&text).unwrap(), own);
+        assert!(!serde_json::to_string(&spec()).unwrap().contains("settings"));
+        for bad in ["colour", "colour=pink", "x=y", "=grey"] {
+            assert!(matches!(setting(bad), Err(Error::Setting(_))), "{bad}");
+        }
+        let pink: MachineSpec = serde_json::from_str(&text.replace("grey", "pink")).unwrap();
+        assert!(matches!(pink.check(), Err(Error::Setting(_))));
+        for id in ["", "0A", &"0A".repeat(16), &"g".repeat(32)] {
+            assert_eq!(MachineSpec { machine_id: Some(id.into()), ..spec() }.check(), Err(Error::MachineId));
+        }
+        assert_eq!("x86-64-v3".parse(), Ok(Baseline::V3));
+        assert_eq!("x86-64-v9".parse::<Baseline>(), Err(Error::Baseline("x86-64-v9".into())));
     }
 
     #[test]

@@ -1,21 +1,34 @@
 //! What a machine is, in words that are stored, sent and typed: plain data with the checks that need
 //! nothing but the data itself.
 
+mod baseline;
 mod envelope;
 mod ephemeral;
 mod machine;
 mod name;
+mod settings;
 mod size;
 
+pub use baseline::Baseline;
 pub use envelope::{Flavor, MEMORY_BLOCK, MEMORY_STEP, default_max_cpus, default_max_memory};
 pub use ephemeral::Ephemeral;
 pub use machine::{Forward, MachineSpec};
 pub use name::Name;
+pub use settings::Setting;
 pub use size::Size;
 
 /// A value that a person or a file gave and that cannot be meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// Not a baseline.
+    #[error("`{0}` is not a CPU baseline: choose host, x86-64-v2 or x86-64-v3")]
+    Baseline(String),
+    /// Not a setting.
+    #[error("{0}")]
+    Setting(String),
+    /// Not a machine id.
+    #[error("a machine id has 32 hexadecimal digits")]
+    MachineId,
     /// Not a size.
     #[error("`{0}` is not a size: write a whole number with K, M, G or T (binary), such as 512M")]
     Size(String),

@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::snapshots::{backing_of_path, backing_path};
+use super::snapshots::backing_of_path;
 use super::transient::{candidates, leave};
 use super::{Error, Snapshot, Store};
-use crate::disk::{Format, create_overlay, own_layers};
+use crate::disk::own_layers;
 use crate::snapshot::Backing;
 use crate::spec::{MachineSpec, Name, Size};
 use crate::sys::files::{self, At, names_in, private_dir, read_bounded, write_atomically};
@@ -126,17 +126,7 @@ impl Store {
         } else {
             spec.kernel = None;
         }
-        let path = from.dir.join(crate::snapshot::MANIFEST);
-        let disk = from.manifest.disks.iter().find(|disk| disk.device == "root");
-        let disk = disk.ok_or_else(|| Error::Damaged { path: path.clone(), why: "it has no root disk".into() })?;
-        let format = Format::from_name(&disk.format)
-            .ok_or_else(|| Error::Damaged { path, why: format!("a disk's format is {:?}", disk.format) })?;
-        let size = disk_size.unwrap_or(disk.virtual_size);
-        if size < disk.virtual_size {
-            return Err(Error::DiskTooSmall { wanted: size, least: disk.virtual_size });
-        }
-        let backing = backing_path(from, &disk.file);
-        create_overlay(&staging.dir().join(DISK), &backing, format, size)?;
+        from.lay_over(&staging.dir().join(DISK), disk_size)?;
         let path = staging.dir().join(SPEC);
         let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
         fs::write(&path, bytes).at("write", &path)?;
@@ -321,8 +311,9 @@ fn host_boot_id() -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Access, create_from_raw, open};
+    use crate::disk::{Access, Format, create_from_raw, create_overlay, open};
     use crate::snapshot::{Disk, Kind, Manifest, Role, describe};
+    use crate::store::snapshots::backing_path;
     use crate::store::testing::spec;
     use crate::sys::home::Home;
 

@@ -5,6 +5,7 @@
 //! data/verified/DIGEST                       stamps of the files when their digests were last checked
 //! data/arrived/DIGEST                        that the snapshot came from elsewhere
 //! data/names/NAME                            the digest that a name stands for
+//! data/keys/NAME.public, NAME.secret         keys that sign, and keys that are known
 //! data/machines/NAME/{machine.json, root.qcow2, root-N.qcow2 …, lock, run.json}
 //! data/arriving/DIGEST/…                     what is being pulled, piece by piece
 //! data/staging/…                             what is being made; swept when its maker is gone
@@ -14,6 +15,7 @@
 
 mod chains;
 mod family;
+mod keys;
 mod links;
 mod machines;
 mod merge;
@@ -30,6 +32,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 pub use family::{Dependent, Family};
+pub use keys::Key;
 pub use machines::{Condition, Machine, RunLock};
 pub use merge::Each;
 pub use removal::Alone;
@@ -90,6 +93,15 @@ pub enum Error {
     /// Somebody else is fetching it.
     #[error("another catnap is fetching {0}")]
     Arriving(Digest),
+    /// No such key.
+    #[error("there is no key {0}")]
+    NoKey(Name),
+    /// The name is taken.
+    #[error("there is a key {0} already")]
+    KeyTaken(Name),
+    /// Only its owner can sign with it.
+    #[error("the key {0} is somebody else's: nobody can sign with it here")]
+    NotOwnKey(Name),
     /// No such machine.
     #[error("there is no machine {0}")]
     NoMachine(Name),
@@ -148,7 +160,7 @@ impl Store {
     /// Opens the store, making its folders when they are missing.
     pub fn open(home: &Home) -> Result<Store, Error> {
         let store = Store { home: home.clone() };
-        for folder in ["snapshots", "verified", "arrived", "names", "machines", "arriving", "staging"] {
+        for folder in ["snapshots", "verified", "arrived", "names", "keys", "machines", "arriving", "staging"] {
             private_dir(&store.folder(folder))?;
         }
         Ok(store)

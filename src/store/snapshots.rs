@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Staging, Store};
+use crate::disk::{Format, create_overlay};
 use crate::snapshot::{Backing, Digest, MANIFEST, Manifest, Role};
 use crate::sys::files::{At, make_read_only, names_in, write_atomically};
 
@@ -23,6 +24,21 @@ impl Snapshot {
     /// The path of the one file that has this role.
     pub fn file(&self, role: Role) -> Option<PathBuf> {
         self.manifest.file(role).map(|file| self.dir.join(&file.name))
+    }
+
+    /// Makes a disk over the snapshot's root disk, in a machine's or a staging folder; of `size` bytes, when it is to
+    /// be larger. What lies beyond the snapshot's reads as zeros.
+    pub fn lay_over(&self, disk: &Path, size: Option<u64>) -> Result<(), Error> {
+        let path = self.dir.join(MANIFEST);
+        let below = self.manifest.disks.iter().find(|disk| disk.device == "root");
+        let below = below.ok_or_else(|| Error::Damaged { path: path.clone(), why: "it has no root disk".into() })?;
+        let format = Format::from_name(&below.format)
+            .ok_or_else(|| Error::Damaged { path, why: format!("a disk's format is {:?}", below.format) })?;
+        let (size, least) = (size.unwrap_or(below.virtual_size), below.virtual_size);
+        if size < least {
+            return Err(Error::DiskTooSmall { wanted: size, least });
+        }
+        Ok(create_overlay(disk, &backing_path(self, &below.file), format, size)?)
     }
 }
 

@@ -21,18 +21,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
 
 /// A small machine.
 pub fn spec(name: &str) -> MachineSpec {
-    MachineSpec {
-        name: name.parse().unwrap(),
-        image: String::new(),
-        cpus: 1,
-        memory: Size::mib(128),
-        max_cpus: 1,
-        max_memory: Size::mib(128),
-        append: String::new(),
-        kernel: None,
-        forwards: Vec::new(),
-        ephemeral: Vec::new(),
-    }
+    MachineSpec::new(name.parse().unwrap(), "", 1, Size::mib(128))
 }
 
 /// What a file of a snapshot is made of.
@@ -67,6 +56,7 @@ impl Made {
             boot_memory: 1 << 28,
             cmdline,
             append,
+            cpu_baseline: Default::default(),
         };
         manifest.machine = name.contains('@').then_some(machine);
         Made { manifest, files: Vec::new(), touch: None }

@@ -25,18 +25,7 @@ pub struct Said {
 
 /// A machine of one size, with the kernel of its image.
 pub fn spec(name: &str) -> MachineSpec {
-    MachineSpec {
-        name: name.parse().unwrap(),
-        image: String::new(),
-        cpus: 1,
-        memory: Size::mib(64),
-        max_cpus: 1,
-        max_memory: Size::mib(64),
-        append: String::new(),
-        kernel: None,
-        forwards: Vec::new(),
-        ephemeral: Vec::new(),
-    }
+    MachineSpec::new(name.parse().unwrap(), "", 1, Size::mib(64))
 }
 
 impl House {

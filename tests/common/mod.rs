@@ -4,6 +4,7 @@
 //! one with `machine("anna").cpus(4).boot()`, and when it goes out of scope, also in a panic, it is removed.
 #![allow(dead_code, unused_imports)] // Each test program has its own copy of this and uses a part of it.
 
+pub mod colleague;
 pub mod disk;
 pub mod hardware;
 pub mod http;

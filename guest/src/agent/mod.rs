@@ -91,6 +91,10 @@ impl Agent {
                 done => done.map(drop),
             },
             Request::SyncBays => machine.sync_bays(),
+            Request::Scrub { patterns } => match machine.scrub(patterns) {
+                Ok(scrubbed) => return Reply::Scrubbed(scrubbed),
+                Err(why) => Err(why),
+            },
             Request::Shutdown { .. } => Ok(()),
             Request::Exec(_) | Request::Forward { .. } => Err("not a request with a reply".into()),
         };

@@ -30,6 +30,7 @@ use crate::site::Site;
 use crate::site::book::GuestBook;
 use crate::socket::{Address, Listener, Socket};
 use console::say;
+pub(crate) use root::wait_for;
 
 /// The contexts of vsock: any of our own, and the host.
 const ANY: u32 = nix::libc::VMADDR_CID_ANY;

@@ -12,6 +12,7 @@ use nix::unistd::{chdir, chroot};
 use super::console::say;
 use super::modules::{self, Module};
 use crate::poll::{Poll, READ};
+use crate::protocol::{Settings, unescape};
 
 /// How long the root disk may take to appear.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,6 +25,10 @@ pub(super) struct Options {
     root: Option<String>,
     /// `catnap.hostname=NAME`, in place of `/etc/hostname`.
     pub hostname: Option<String>,
+    /// `catnap.machine_id=DIGITS`, for a copy that is to be told from its original.
+    pub machine_id: Option<String>,
+    /// `catnap.set.KEY=VALUE`, with `%` and two digits for each byte that a command line cannot have.
+    pub settings: Settings,
 }
 
 impl Options {
@@ -39,7 +44,13 @@ impl Options {
             match word.split_once('=') {
                 Some(("catnap.root", root)) => options.root = Some(root.into()),
                 Some(("catnap.hostname", name)) => options.hostname = Some(name.into()),
-                _ => {}
+                Some(("catnap.machine_id", id)) => options.machine_id = Some(id.into()),
+                Some((key, value)) => {
+                    if let (Some(key), Some(value)) = (key.strip_prefix("catnap.set."), unescape(value)) {
+                        options.settings.insert(key.into(), value);
+                    }
+                }
+                None => {}
             }
         }
         options
@@ -77,7 +88,7 @@ fn mount_early(kind: &str, at: &str, flags: MsFlags, data: &str) {
 }
 
 /// Sleeps until the disk's node appears in `/dev`.
-fn wait_for(disk: &Path, patience: Duration) -> Result<(), String> {
+pub(crate) fn wait_for(disk: &Path, patience: Duration) -> Result<(), String> {
     let there = || fs::metadata(disk).is_ok_and(|meta| meta.file_type().is_block_device());
     let end = Instant::now() + patience;
     // Watched before it is looked at, so that it cannot appear in between.
@@ -117,8 +128,11 @@ mod tests {
     #[test]
     fn the_command_line_is_read() {
         let options = Options::parse("console=ttyS0 catnap.root=none quiet catnap.hostname=anna\n");
-        assert_eq!(options, Options { root: Some("none".into()), hostname: Some("anna".into()) });
+        assert_eq!(options, Options { root: Some("none".into()), hostname: Some("anna".into()), ..Options::default() });
         assert_eq!(Options::parse("quiet catnap.root"), Options::default());
+        let options = Options::parse("catnap.machine_id=77 catnap.set.title=Ben%27s%20cat catnap.set.x=%f");
+        assert_eq!(options.machine_id.as_deref(), Some("77"));
+        assert_eq!(options.settings, Settings::from([("title".into(), "Ben's cat".into())]));
     }
 
     #[test]

@@ -12,6 +12,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::console::say;
 use super::root::Options;
 use crate::facts;
+use crate::machine;
+use crate::protocol::Identity;
 
 /// Descriptors: two for each forward, one for each visitor, and some.
 const DESCRIPTORS: u64 = 65536;
@@ -35,6 +37,10 @@ pub(super) fn down(options: &Options) {
     let named = options.hostname.clone().or_else(|| fs::read_to_string("/etc/hostname").ok());
     let name = named.as_deref().map(str::trim).filter(|name| !name.is_empty()).unwrap_or("kitten");
     note("host name", nix::unistd::sethostname(name).map_err(|error| error.to_string()));
+    let identity = options.machine_id.as_ref();
+    let identity = identity.map(|id| Identity { machine_id: id.clone(), hostname: name.into() });
+    // Before the site serves anybody.
+    note("identity", machine::settle(identity.as_ref(), &options.settings));
     note(
         "descriptors",
         setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).map_err(|error| error.to_string()),

@@ -5,17 +5,19 @@ mod bays;
 mod freeze;
 mod hooks;
 mod mounts;
+mod scrub;
 mod wake;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::protocol::Wake;
+use crate::protocol::{Scrubbed, Wake};
 use crate::site::book::GuestBook;
 
 pub use bays::LOST;
 pub use mounts::{Mount, mounts};
+pub(crate) use wake::settle;
 
 /// The machine that PID 1 looks after.
 pub struct Machine {
@@ -67,6 +69,11 @@ impl Machine {
         bays::sync()
     }
 
+    /// Removes files from the disk for good. Only a machine that does not run on it may.
+    pub fn scrub(&self, patterns: &[String]) -> Result<Scrubbed, String> {
+        scrub::scrub(patterns)
+    }
+
     /// The machine was restored. All steps are tried; what failed is said.
     pub fn wake(&self, wake: &Wake) -> Result<(), String> {
         wake::check(wake)?;
@@ -86,6 +93,7 @@ impl Machine {
         if let Some(identity) = &wake.identity {
             note("identity", wake::set_identity(identity));
         }
+        note("settings", wake::set(&wake.settings));
         note("guest book", self.book.set_generation(wake.generation).map_err(|error| error.to_string()));
         note("hooks", hooks::run(&self.hooks.join("wake.d"), &wake.generation.to_string(), hooks::WAKE_TIME));
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }

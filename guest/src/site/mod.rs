@@ -17,7 +17,7 @@ mod page;
 mod pool;
 mod routes;
 mod server;
-mod settings;
+pub(crate) mod settings;
 mod work;
 
 use std::io;

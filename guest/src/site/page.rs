@@ -23,7 +23,7 @@ pub(super) fn render(site: &Site, visits: u64) -> String {
     };
     let values: [(&str, String); 14] = [
         ("title", escape(&settings.title)),
-        ("colour", settings.colour.into()),
+        ("colour", settings.colour),
         ("kitten", KITTEN.into()),
         ("visits", visits.to_string()),
         ("ticks", site.ticks.load(Ordering::Relaxed).to_string()),

@@ -71,7 +71,7 @@ fn fetch(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watch<'
     let content_bytes = sizes.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
     let mut fetched_bytes = bytes.len() as u64 + artifact.config.size;
     let pulled = |snapshot, known, fetched_chunks, fetched_bytes| Pulled {
-        arrived: Arrived { snapshot, name: name.clone(), known },
+        arrived: Arrived { snapshot, name: name.clone(), known, signed: None },
         artifact: Digest::of(&bytes),
         chunks: artifact.layers.len() - 1,
         fetched_chunks,

@@ -4,18 +4,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{secrets, view};
+use super::{age, scrub, secrets, view};
 use crate::archive::Outgoing;
 use crate::archive::secrets::Report;
 use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
 use crate::control::{Code, Failure};
-use crate::snapshot::{Digest, Kind, Role};
+use crate::snapshot::{Digest, Kind, PublicKey, Role, SecretKey};
+use crate::spec::Name;
 use crate::store::{Snapshot, Store};
 use crate::sys::files::{sync_dir, unique_name};
 use crate::sys::process;
@@ -31,11 +32,15 @@ archive in zstd frames (docs/snapshot-format.md).
 
 What travels is shown before it goes. Whoever gets the file gets all that is on the disks and in the memory, also \
 what was removed and not overwritten; so when secrets are found, or memory goes, you are asked. --disk-only leaves \
-memory and machine state out: what arrives is a `crash` snapshot, and boots.
+memory and machine state out: what arrives is a `crash` snapshot, and boots. --scrub has keys, machine id, shell
+histories, logs and the like removed before, in a new snapshot (`catnap snapshot scrub --help`). --encrypt-to has the
+program `age` encrypt it; age-keygen makes keys.
 
 Examples:
   catnap snapshot export anna@monday anna.catnap
   catnap snapshot export anna@monday anna.catnap --disk-only
+  catnap snapshot export anna@monday anna.catnap --scrub --also /root/notes.txt
+  catnap snapshot export anna@monday anna.catnap --sign anna --encrypt-to age1…
   catnap snapshot export anna@monday - --yes | ssh ben catnap snapshot import -")]
 pub struct Args {
     /// Take memory along, and refuse when there is none [default: take it when it is there]
@@ -44,9 +49,20 @@ pub struct Args {
     /// Leave memory and machine state out
     #[arg(long)]
     disk_only: bool,
+    /// Make a new snapshot without memory, keys, histories and logs, and write that
+    #[arg(long, conflicts_with = "with_memory")]
+    scrub: bool,
+    #[command(flatten)]
+    also: scrub::Also,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Stand for it with this key of yours (`catnap key new`)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<Name>,
+    /// Encrypt the file, so that only whose key this is can read it; can be given several times
+    #[arg(long, value_name = "RECIPIENT", value_parser = age::recipient)]
+    encrypt_to: Vec<String>,
     /// A string to search for, beside the usual secrets; can be given several times
     #[arg(long, value_name = "STRING", value_parser = secrets::wanted)]
     find: Vec<String>,
@@ -75,26 +91,47 @@ struct Exported {
     content_bytes: u64,
     /// How many different secrets were found in it.
     secrets: usize,
+    /// The key that stands for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<PublicKey>,
     seconds: f64,
 }
 
 /// Runs the verb.
-pub fn run(args: Args) -> Outcome {
+pub fn run(mut args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
     let to_stdout = args.file.as_os_str() == "-";
     check_target(&args.file, to_stdout, args.json)?;
+    if !args.scrub && !args.also.is_empty() {
+        return Err(Failure::new(Code::Usage, "--also and --also-from say what --scrub removes").hint("--scrub"));
+    }
+    let key = args.sign.as_ref().map(|name| house.store().secret_key(name)).transpose()?;
+    if args.scrub {
+        let (scrubbed, done) = scrub::make(&house, &args.reference, None, &args.also)?;
+        args.reference = scrubbed.manifest.name;
+        scrub::show(&args.reference, &done);
+    }
     let going = Going::find(&house, &args.reference, args.with_memory, args.disk_only, &args.find)?;
     going.ask(args.yes, &format!("Write all of this to {}?", args.file.display()), "nothing was written")?;
-    let begun = Instant::now();
+    let (begun, signed) = (Instant::now(), key.as_ref().map(SecretKey::public));
     let progress = ui::Progress::begin(format!("Exporting {}", args.reference));
     let mut watch = |now: crate::archive::Progress<'_>| {
         progress.count(format!("Exporting {}: {}", args.reference, now.what), now.done, now.total);
     };
-    let outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
+    let mut outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
+    key.map_or(Ok(()), |key| outgoing.sign(&key))?;
     let bytes = match to_stdout {
-        true => outgoing.write(io::stdout(), &mut watch)?.1,
-        false => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
+        true if args.encrypt_to.is_empty() => outgoing.write(io::stdout(), &mut watch)?.1,
+        true => age::through(&args.encrypt_to, Stdio::inherit(), |age| Ok(outgoing.write(age, &mut watch)?))?,
+        false if args.encrypt_to.is_empty() => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
+        false => write_file(&args.file, |file| {
+            let failed = |error| Failure::while_doing(args.file.display(), error);
+            let to = file.try_clone().map_err(failed)?;
+            age::through(&args.encrypt_to, to.into(), |age| Ok(outgoing.write(age, &mut watch)?))?;
+            let bytes = file.metadata().map_err(failed)?.len();
+            Ok((file, bytes))
+        })?,
     };
     drop(progress);
     let exported = Exported {
@@ -105,6 +142,7 @@ pub fn run(args: Args) -> Outcome {
         bytes,
         content_bytes: outgoing.size(),
         secrets: going.report.findings.len(),
+        signed,
         seconds: begun.elapsed().as_secs_f64(),
     };
     match (to_stdout, args.json) {

@@ -2,21 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 
+use super::age::{self, Age};
 use super::pull;
-use crate::archive::{self, Arrived, Naming};
+use crate::archive::{self, Arrived, Naming, Trust};
 use crate::cli::home::House;
-use crate::cli::{Outcome, ui};
+use crate::cli::{Outcome, key, ui};
 use crate::control::{Code, Failure};
 use crate::oci::Reference;
-use crate::snapshot::{Digest, Kind};
+use crate::snapshot::{Digest, Kind, PublicKey};
 use crate::store::Snapshot;
 use crate::sys::process;
 
@@ -24,16 +25,23 @@ use crate::sys::process;
 #[derive(clap::Args)]
 #[command(after_help = "\
 The file may come from anybody: it is checked as it is read, every byte against the digests in it, and nothing \\
-appears before all of it was right. `run`, `restore` and `clone` take such a file as well.
+appears before all of it was right. Who has signed it is said; a wrong signature is refused. `run`, `restore` and `clone` take such a file as well.
 
 Examples:
   catnap snapshot import anna.catnap
   catnap snapshot import anna.catnap --name guest@monday
+  catnap snapshot import anna.catnap --require-signature --identity key.txt
   ssh ben catnap snapshot export ben@today - --yes | catnap snapshot import -")]
 pub struct Args {
     /// What it is to be called [default: what it was called]
     #[arg(short, long, value_name = "NAME@TAG")]
     name: Option<String>,
+    /// Decrypt it with the key in this file, which age-keygen made
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Take it only when somebody has signed it whose key is known here (`catnap key ls`)
+    #[arg(long)]
+    require_signature: bool,
     /// Print what came of it as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +60,9 @@ struct Imported {
     bytes: u64,
     /// Whether it was here already, so that its files were not read.
     known: bool,
+    /// The key that stands for it, known here or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<PublicKey>,
     seconds: f64,
 }
 
@@ -61,14 +72,15 @@ pub fn run(args: Args) -> Outcome {
     let house = House::open()?;
     let begun = Instant::now();
     let naming = naming(args.name.as_deref())?;
-    let (arrived, bytes) = import(&house, &args.file, naming)?;
-    let Arrived { snapshot, name, known } = arrived;
+    let (arrived, bytes) = import(&house, &args.file, naming, args.require_signature, args.identity.as_deref())?;
+    let Arrived { snapshot, name, known, signed } = arrived;
     let imported = Imported {
         name,
         digest: snapshot.digest,
         kind: snapshot.manifest.kind,
         bytes,
         known,
+        signed,
         seconds: begun.elapsed().as_secs_f64(),
     };
     match args.json {
@@ -78,6 +90,7 @@ pub fn run(args: Args) -> Outcome {
             ui::note(tell(&imported));
         }
     }
+    key::tell(&house, signed)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,7 +107,7 @@ pub fn naming(name: Option<&str>) -> Result<Naming<'_>, Failure> {
 /// the name in it or a free one.
 pub fn bring(house: &House, reference: &str) -> Result<Option<Snapshot>, Failure> {
     let (arrived, how) = if reference.ends_with(archive::SUFFIX) {
-        (import(house, reference, Naming::OwnOrFree)?.0, "imported")
+        (import(house, reference, Naming::OwnOrFree, false, None)?.0, "imported")
     } else if Reference::is_meant(reference) {
         (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false)?.arrived, "pulled")
     } else {
@@ -103,21 +116,37 @@ pub fn bring(house: &House, reference: &str) -> Result<Option<Snapshot>, Failure
     if !arrived.known {
         ui::note(format!("{reference} was {how} as {}", arrived.name));
     }
+    key::tell(house, arrived.signed)?;
     Ok(Some(arrived.snapshot))
 }
 
-/// Imports a file; also gives how many bytes of it were read.
-fn import(house: &House, file: &str, naming: Naming<'_>) -> Result<(Arrived, u64), Failure> {
+/// Imports a file; also gives how many bytes of it were read. If `known`, only one that a known key has signed.
+fn import(
+    house: &House,
+    file: &str,
+    naming: Naming<'_>,
+    known: bool,
+    identity: Option<&Path>,
+) -> Result<(Arrived, u64), Failure> {
+    let keys: Vec<PublicKey> = house.store().keys()?.into_iter().map(|key| key.key).collect();
+    let trust = if known { Trust::Only(&keys) } else { Trust::Anybody };
     let progress = ui::Progress::begin(format!("Importing {file}"));
     let read = Arc::new(AtomicU64::new(0));
-    let input: Box<dyn Read + Send> = match file {
-        "-" => Box::new(io::stdin()),
-        _ => Box::new(open(Path::new(file))?),
+    let (age, input): (_, Box<dyn Read + Send>) = match (file, identity) {
+        ("-", None) => (None, Box::new(age::refuse_encrypted(io::stdin())?)),
+        (_, None) => (None, Box::new(age::refuse_encrypted(open(Path::new(file))?)?)),
+        (_, Some(identity)) => {
+            let from = if file == "-" { Stdio::inherit() } else { open(Path::new(file))?.into() };
+            let (age, input) = Age::decrypt(identity, from)?;
+            (Some(age), Box::new(input))
+        }
     };
     let input = Counted { from: input, read: read.clone() };
-    let arrived = archive::import(house.store(), input, naming, &mut |now| {
+    let arrived = archive::import(house.store(), input, naming, trust, &mut |now| {
         progress.count(format!("Importing {file}: {}", now.what), now.done, now.total);
     })?;
+    // Of one that is here already, not all was read.
+    age.filter(|_| !arrived.known).map_or(Ok(()), Age::finish)?;
     Ok((arrived, read.load(Ordering::Relaxed)))
 }
 

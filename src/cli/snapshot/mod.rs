@@ -1,5 +1,6 @@
 //! `catnap snapshot`: taking snapshots, looking after those that are there, and handing them on.
 
+mod age;
 pub mod create;
 mod diff;
 mod export;
@@ -10,6 +11,8 @@ mod prune;
 mod pull;
 mod push;
 pub mod rm;
+mod scrub;
+mod scrubber;
 mod secrets;
 mod tree;
 mod verify;
@@ -32,6 +35,7 @@ Examples:
   catnap snapshot verify
   catnap snapshot rm anna@monday
   catnap snapshot prune --older-than 7d --keep 3 --dry-run
+  catnap snapshot scrub anna@monday
   catnap snapshot export anna@monday anna.catnap
   catnap snapshot import anna.catnap
   catnap snapshot push anna@monday localhost:5000/cats/anna:monday
@@ -53,6 +57,7 @@ enum Verb {
     Verify(verify::Args),
     Rm(rm::Args),
     Prune(prune::Args),
+    Scrub(scrub::Args),
     Export(export::Args),
     Import(import::Args),
     Push(push::Args),
@@ -70,6 +75,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::Verify(args) => verify::run(args),
         Verb::Rm(args) => rm::run(args),
         Verb::Prune(args) => prune::run(args),
+        Verb::Scrub(args) => scrub::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Import(args) => import::run(args),
         Verb::Push(args) => push::run(args),

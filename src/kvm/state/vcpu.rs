@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use super::hex::{Bytes, Plain};
-use crate::kvm::{Error, ioctl};
+use crate::kvm::{Error, Shown, ioctl};
 
 /// The most MSRs that are taken: more than any kernel lists.
 const MOST_MSRS: usize = 1024;
@@ -140,6 +140,11 @@ impl VcpuState {
             return Ok(());
         }
         Err(Error::TscRate { saved, here })
+    }
+
+    /// What it was shown of a CPU.
+    pub(in crate::kvm) fn shown(&self) -> Shown {
+        Shown { entries: self.cpuid.iter().map(|entry| entry.0).collect(), tsc_khz: self.tsc_khz }
     }
 
     /// The vCPU's number.

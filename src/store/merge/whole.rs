@@ -26,7 +26,7 @@ impl Store {
         if manifest.kind == Kind::Live {
             manifest.kind = Kind::Crash;
         }
-        manifest.memory = None;
+        (manifest.memory, manifest.cpu) = (None, None);
         manifest.files.retain(|file| !matches!(file.role, Role::Memory | Role::MemoryIndex | Role::State));
         Snapshot { manifest, ..snapshot.clone() }
     }
