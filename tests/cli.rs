@@ -5,6 +5,8 @@
 mod archives;
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/dashboard.rs"]
+mod dashboard;
 #[path = "cli/house.rs"]
 mod house;
 #[path = "cli/machines.rs"]

@@ -31,7 +31,7 @@ const VERBS: &[(&[&str], &[Options], Flags)] = &[
 
 /// Programs that may be run in a guest, behind `exec MACHINE --`: those of the lesson, to the letter.
 const PROGRAMS: &[&[&str]] = &[
-    &["sh", "-c", "echo 'on the root disk' >/root/note.txt; echo 'on /mnt' >/mnt/notes.txt; sync"],
+    &["sh", "-c", "echo kept >/root/note.txt; echo lent >/mnt/notes.txt; sync"],
     &["sh", "-c", "cat /root/note.txt /mnt/notes.txt"],
 ];
 

@@ -62,10 +62,16 @@ function keyed(list, items, key, create, update) {
 // verbs: [label, words, careful?]. The words are what is shown and what is run.
 function verbs(host, list) {
   keyed(host, list.filter(Boolean), ([label, words]) => `${label} ${words.join(" ")}`, ([label, words, careful]) => {
-    const button = make("button", { type: "button", className: `verb${careful ? " careful" : ""}` }, make("b", { textContent: label }), make("code", { textContent: `catnap ${shell(words)}` }));
+    const button = make("button", { type: "button", className: `verb${careful ? " careful" : ""}` }, make("b", { textContent: label }), command(words));
     button.addEventListener("click", () => run(button, words, careful));
     return button;
   }, () => {});
+}
+
+// The command line, broken between its words only.
+function command(words) {
+  const word = text => make("span", { textContent: shell([text]), className: text.length < 30 ? "word" : "" });
+  return make("code", {}, "catnap", ...words.flatMap(text => [" ", word(text)]));
 }
 
 async function run(button, words, careful) {
@@ -123,6 +129,7 @@ function showMachines(machine) {
     if (at("ticks").textContent !== ticks) at("ticks").replaceChildren(...(item.kitten ? [String(item.kitten.ticks), make("small", { textContent: " half-seconds" })] : []));
     setText(at("size"), item.cpus ? `${plural(item.cpus, "vCPU")} · ${size(item.memory_bytes)} of memory` : "");
     const shape = item.monitor?.shape;
+    at("more").hidden = state.machines.length > 2 && item.name !== machine?.name && !item.problem && !item.detail;
     setText(at("more"), [
       item.problem ?? item.detail,
       shape && `up to ${plural(shape.max_cpus, "vCPU")} and ${size(shape.max_memory)}`,
@@ -136,7 +143,7 @@ function showMachines(machine) {
   showKitten(machine);
   const name = machine?.name;
   const anna = state.machines.some(item => item.name === "anna") ? free("kitten") : "anna";
-  const note = "echo 'on the root disk' >/root/note.txt; echo 'on /mnt' >/mnt/notes.txt; sync";
+  const note = "echo kept >/root/note.txt; echo lent >/mnt/notes.txt; sync";
   const on = machine?.state === "running", notes = (machine?.monitor?.drives ?? []).some(drive => drive.at === "/mnt");
   verbs($("machine-verbs"), [
     on && ["Pause", ["pause", name]],
@@ -173,7 +180,13 @@ function showSnapshots(machine) {
   verbs($("take-verbs"), snapshotVerbs(machine));
   if (tree.version !== state.tree) {
     const version = state.tree;
-    api("tree").then(lines => { tree = { version, lines }; drawTree(); }).catch(() => {});
+    api("tree").then(lines => { tree = { version, lines }; drawTree(); draw(); }).catch(() => {});
+  }
+  // Whoever has chosen none sees the latest.
+  if (!tree.lines.some(({ snapshot: it }) => it?.digest === snapshot)) {
+    const shots = tree.lines.flatMap(({ snapshot: it }) => it ?? []), taken = shots.filter(it => !it.image);
+    snapshot = (taken.length ? taken : shots).reduce((late, it) => it.created >= late.created ? it : late, { created: 0 }).digest ?? null;
+    if (snapshot) drawTree();
   }
   const line = tree.lines.find(({ snapshot: it }) => it?.digest === snapshot)?.snapshot;
   if (!line) {
@@ -236,7 +249,7 @@ function drawBox(line) {
   const machine = manifest.machine, state_ = has("state");
   const memory = manifest.memory && `${size(manifest.memory.bytes)} written${manifest.memory.parent ? ", the rest is in an earlier one" : ", the rest is zeros"}`;
   const part = (name, full, inside, outside, wide) => make("div", { className: `part${full ? " full" : ""}${wide ? " wide" : ""}` },
-    make("b", { textContent: name }), make("span", { textContent: full ? inside : outside }), make("em", { textContent: full ? "in the box" : "not in the box" }));
+    make("p", {}, make("b", { textContent: name }), " ", make("em", { textContent: full ? "in the box" : "not in the box" })), make("span", { textContent: full ? inside : outside }));
   $("box").replaceChildren(
     make("h3", { textContent: `What is in the box of ${line.names[0] ?? line.digest.slice(0, 19)}` }),
     make("p", {}, make("span", { className: `kind ${line.kind}`, textContent: line.kind }), ` · ${KIND_WORDS[line.kind]} · taken ${new Date(line.created * 1000).toLocaleString()}`),
@@ -313,7 +326,7 @@ async function mapMemory() {
       keyed($("map-legend"), KINDS, ([kind]) => kind, ([kind, word, means]) => {
         const swatch = make("span", { className: "swatch" });
         swatch.style.background = `var(--${kind})`;
-        return make("li", { title: means }, swatch, make("b"), ` ${word}: ${means}`);
+        return make("li", {}, swatch, make("b"), ` ${word}`, make("small", { textContent: means }));
       }, (child, [kind]) => setText(child.querySelector("b"), bytes(kind)));
     } catch (error) {
       setText($("memory-lead"), `The memory of ${machine.name} cannot be seen: ${error.message}`);
@@ -438,6 +451,8 @@ function go() {
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
+  // The browser has gone to the section of that name; its heading is up here.
+  window.scrollTo(0, 0);
   document.title = `${$(view).querySelector("h2").textContent} · Catnap`;
   draw();
 }

@@ -20,7 +20,7 @@ const step = most => {
 export function line(host, { from, to, points, label, unit, bands = [], marks = [], steps = [], floor = 0 }) {
   const width = Math.max(host.clientWidth, 280), height = Math.max(host.clientHeight, 240);
   const font = parseFloat(getComputedStyle(host).fontSize) * .8;
-  const left = font * 3.6, right = steps.length ? font * 3.2 : font, top = font * 2.2, bottom = font * 2;
+  const left = font * 3.6, right = steps.length ? font * 4 : font, top = font * 2.2, bottom = font * 2;
   const seen = points.filter(([at, value]) => value !== null && at >= from);
   const values = seen.map(([, value]) => value);
   const low = floor === null && values.length ? Math.min(...values) : 0;
@@ -41,7 +41,7 @@ export function line(host, { from, to, points, label, unit, bands = [], marks = 
     svg.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     svg.append(shape("text", { x: left - font * .5, y: y(value) + font * .35, "text-anchor": "end" }, value.toLocaleString("en")));
   }
-  for (let seconds = 0; seconds <= (to - from) / 1000; seconds += 15) {
+  for (let seconds = 0; seconds <= (to - from) / 1000; seconds += width < 500 ? 30 : 15) {
     svg.append(shape("text", { x: x(to - seconds * 1000), y: height - font * .4, "text-anchor": seconds ? "middle" : "end" }, seconds ? `−${seconds} s` : "now"));
   }
   svg.append(shape("text", { class: "strong", x: 0, y: font }, unit));
@@ -61,7 +61,7 @@ export function line(host, { from, to, points, label, unit, bands = [], marks = 
     const stairs = steps.flatMap((point, n) => n && point[1] !== null ? [[point[0], steps[n - 1][1]], point] : [point]);
     svg.append(shape("path", { class: "steps", d: path(stairs, place) }));
     const last = steps.findLast(([, value]) => value !== null);
-    if (last) svg.append(shape("text", { class: "strong", x: width - right + font * .3, y: place(last[1]) + font * .35 }, `${last[1]} vCPU`));
+    if (last) svg.append(shape("text", { class: "strong", x: width - right + font * .3, y: place(last[1]) + font * .35 }, `${last[1]} vCPU${last[1] === 1 ? "" : "s"}`));
   }
   svg.append(shape("path", { class: "line", d: path(points, y) }));
   let row = 0, end = -Infinity;
@@ -78,11 +78,11 @@ export function line(host, { from, to, points, label, unit, bands = [], marks = 
 }
 
 export const KINDS = [
-  ["changed", "changed", "changed since the last snapshot: the next one writes them"],
-  ["same", "clean", "as the last snapshot has them"],
-  ["shared", "shared", "in the host’s memory once for all who have them"],
-  ["asleep", "asleep", "not read from the snapshot yet"],
-  ["zero", "zero", "zeros, for which the host gives nothing"],
+  ["changed", "changed", "since the last snapshot: the next one writes it"],
+  ["same", "clean", "as in the last snapshot"],
+  ["shared", "shared", "in the host’s memory once, for all who have it"],
+  ["asleep", "asleep", "not touched since the machine woke"],
+  ["zero", "zeros", "for which the host gives nothing"],
 ];
 // The monitor counts in this order.
 const ORDER = ["zero", "asleep", "shared", "same", "changed"];
