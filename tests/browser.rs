@@ -103,6 +103,7 @@ impl Lesson {
         for (size, name) in [(PROJECTOR, "projector"), (PHONE, "phone")] {
             for (dark, light) in [(false, "light"), (true, "dark")] {
                 self.browser.look(size, dark);
+                self.browser.run("window.scrollTo(0, 0)");
                 // The next event draws it anew.
                 sleep(Duration::from_millis(1200));
                 self.browser.shot(&format!("{view}-{name}-{light}"));
@@ -260,15 +261,22 @@ impl Lesson {
         self.picture("time");
     }
 
+    /// Clicks a snapshot in the tree: what an expression gives.
+    #[track_caller]
+    fn pick(&self, button: &str) {
+        let digest = self.browser.until(&format!("({button})?.dataset.digest"));
+        let selector = format!("#tree [data-digest={digest}]");
+        self.browser.click(&selector);
+        self.browser.until(&format!("document.querySelector({})?.ariaPressed === 'true'", json!(selector)));
+    }
+
     fn each_kind_has_its_box(&self) {
         self.show("snapshots");
         for (kind, full) in [("live", 4), ("crash", 1), ("quiesced", 1)] {
             let button = format!(
                 "[...document.querySelectorAll('#tree button')].find(b => b.querySelector('.kind').className === 'kind {kind}')"
             );
-            self.browser.until(&format!("!!({button})"));
-            self.browser.run(&format!("({button}).id = 'shot-{kind}'"));
-            self.browser.click(&format!("#shot-{kind}"));
+            self.pick(&button);
             self.browser.until(&format!("document.querySelector('#box .kind')?.textContent === '{kind}'"));
             assert_eq!(self.browser.of("document.querySelectorAll('#box .part.full').length"), full, "{kind}");
             assert_eq!(self.browser.of("document.querySelectorAll('#box .part').length"), 5);
@@ -402,8 +410,7 @@ impl Lesson {
         );
         self.show("snapshots");
         let latest = "[...document.querySelectorAll('#tree button')].filter(b => b.querySelector('.kind').className === 'kind live').at(-1)";
-        self.browser.run(&format!("({latest}).id = 'latest'"));
-        self.browser.click("#latest");
+        self.pick(latest);
         let said = self.does("Three clones");
         assert!(said.contains("kit-1") && said.contains("kit-3"), "{said}");
         self.show("memory");
@@ -445,9 +452,7 @@ impl Lesson {
             "[...document.querySelectorAll('#tree button')].find(b => b.querySelector('b').textContent === {})",
             json!(name)
         );
-        self.browser.until(&format!("!!({button})"));
-        self.browser.run(&format!("({button}).id = 'the-one'"));
-        self.browser.click("#the-one");
+        self.pick(&button);
         let (line, number) = self.press("Boot it");
         assert!(line.starts_with(&format!("catnap restore {name} --name anna-2 ")), "{line}");
         self.ended(number, "done");

@@ -72,11 +72,11 @@ fn dress(answer: Answer, root: &str) -> Response<Body> {
     response
 }
 
-/// A word in place of the page.
+/// A word in place of the page, which tries again by itself.
 pub fn page(status: StatusCode, text: &str) -> Response<Body> {
     let text: String = text.chars().filter(|c| !c.is_control() && !"<>&".contains(*c)).collect();
     let html = format!(
-        "<!doctype html><meta charset=utf-8><meta name=color-scheme content='light dark'>\
+        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=2><meta name=color-scheme content='light dark'>\
          <body style='font:1.2rem/1.5 system-ui;display:grid;place-items:center;min-height:90vh;text-align:center'>\
          <p>{text}</p>"
     );

@@ -23,7 +23,7 @@ use super::rows::{self, Rows};
 use super::share::{self, Share};
 use super::{House, MAX_MACHINES, Seen};
 use crate::control::Failure;
-use crate::control::protocol::{Status, Taken};
+use crate::control::protocol::{State, Status, Taken};
 use crate::spec::Name;
 use crate::sys::process::monotonic_us;
 
@@ -32,7 +32,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// What comes sooner than this after a text waits for the next.
 const BREATH: Duration = Duration::from_millis(100);
 /// How long a guest may take to give its figures.
-const PATIENCE: Duration = Duration::from_millis(450);
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// So many looks are remembered of each machine: two minutes.
 const SAMPLES: usize = 240;
 /// So many snapshots are.
@@ -243,7 +243,9 @@ impl Hub {
                 Some(pid) => Some(run_blocking(move || share::of(pid)).await),
                 None => None,
             };
-            let port = seen.as_ref().ok().filter(|seen| seen.status.is_some()).and_then(|seen| seen.port);
+            // One that stands still does not answer.
+            let runs = |seen: &&Seen| seen.status.as_ref().is_some_and(|status| status.state == State::Running);
+            let port = seen.as_ref().ok().filter(runs).and_then(|seen| seen.port);
             let figures = match port {
                 Some(port) => kitten::figures(port, PATIENCE).await,
                 None => None,

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 /// How long something may take to show. Guests are emulated, and the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long something that is there may take to be clicked.
+const SOON: Duration = Duration::from_secs(20);
 
 /// A browser with one window.
 pub struct Browser {
@@ -35,10 +37,13 @@ impl Browser {
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        self.try_to_ask(method, path, body).unwrap_or_else(|why| panic!("{method} {path}: {why}"))
+    }
+
+    fn try_to_ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
         let answer = request(self.port, method, path, &body.to_string(), PATIENCE).expect("ChromeDriver answers");
-        let value = serde_json::from_str::<Value>(&answer.1).expect("JSON")["value"].take();
-        assert_eq!(answer.0, 200, "{method} {path}: {value}");
-        value
+        let mut value = serde_json::from_str::<Value>(&answer.1).expect("JSON")["value"].take();
+        if answer.0 == 200 { Ok(value) } else { Err(value["message"].take()) }
     }
 
     fn post(&self, path: &str, body: Value) -> Value {
@@ -79,13 +84,23 @@ impl Browser {
     }
 
     /// Clicks what a CSS selector finds, as a person does: it must be seen, and nothing may lie over it.
+    /// What is redrawn just then is looked for again.
     #[track_caller]
     pub fn click(&self, selector: &str) {
-        self.run(&format!("document.querySelector({}).scrollIntoView({{ block: 'center' }})", json!(selector)));
-        let found = self.post("/element", json!({ "using": "css selector", "value": selector }));
+        let begun = Instant::now();
+        while let Err(why) = self.try_to_click(selector) {
+            assert!(begun.elapsed() < SOON, "{selector} cannot be clicked: {why}");
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn try_to_click(&self, selector: &str) -> Result<(), Value> {
+        self.run(&format!("document.querySelector({})?.scrollIntoView({{ block: 'center' }})", json!(selector)));
+        let wanted = json!({ "using": "css selector", "value": selector });
+        let found = self.try_to_ask("POST", &format!("{}/element", self.session), &wanted)?;
         let id =
             found.as_object().and_then(|object| object.values().next()).and_then(Value::as_str).expect("an element");
-        self.post(&format!("/element/{id}/click"), json!({}));
+        self.try_to_ask("POST", &format!("{}/element/{id}/click", self.session), &json!({})).map(drop)
     }
 
     /// Presses and lets go of keys, one after the other.

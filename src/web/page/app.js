@@ -161,12 +161,15 @@ function showMachines(machine) {
 function showKitten(machine) {
   const host = $("kitten");
   setText($("kitten-title"), machine ? `The kitten page of ${machine.name}` : "The kitten page");
-  const frame = lives(machine) && machine.port && pages ? `${pages}${machine.name}/` : null;
+  // It has to answer first; then it tells by itself when it naps.
+  const page = machine && `${pages}${machine.name}/ ${machine.pid}`;
+  const frame = lives(machine) && machine.port && pages && (machine.kitten || host.dataset.shown === page) ? `${pages}${machine.name}/` : null;
   const why = !machine ? (state.machines.length ? "Choose a machine." : "There is no machine yet. Make one with the button, or with the command line that it shows.")
     : !lives(machine) ? `${machine.name} does not run: ${machine.state}${machine.detail ? ` (${machine.detail})` : ""}.`
-    : !machine.port ? `No port of this host leads to ${machine.name}’s page: start it with -p 8080:80.` : "";
+    : !machine.port ? `No port of this host leads to ${machine.name}’s page: start it with -p 8080:80.`
+    : `The page of ${machine.name} does not answer yet.`;
   // Each process of a machine has a page of its own.
-  const wanted = frame ? `${frame} ${machine.pid}` : why;
+  const wanted = frame ? page : why;
   if (host.dataset.shown === wanted) return;
   host.dataset.shown = wanted;
   if (!frame) return host.replaceChildren(make("p", { textContent: why }));
@@ -340,7 +343,7 @@ async function mapMemory() {
 function rates(samples) {
   return samples.map(([at, , answered], n) => {
     const then = samples[Math.max(0, n - 3)];
-    const fits = answered !== null && then[2] !== null && at > then[0] && answered >= then[2] && at - then[0] < 5000;
+    const fits = answered !== null && then[2] !== null && at > then[0] && answered >= then[2] && at - then[0] < 10000;
     return [at, fits ? (answered - then[2]) / (at - then[0]) * 1000 : null];
   });
 }
