@@ -438,7 +438,7 @@ impl Lesson {
         self.show("snapshots");
         self.choose("anna");
         let said = self.does("Take a quiesced snapshot");
-        let name = said.lines().next().expect("a name").to_owned();
+        let name = said.lines().find(|line| line.starts_with("anna@")).expect("a name").to_owned();
         self.show("machines");
         let (status, _) = self.ask("GET", "anna", "healthz", "");
         assert_eq!(status, 200);

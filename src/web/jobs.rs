@@ -1,12 +1,14 @@
 //! Command lines that the page had run: this very program, with the words that the button showed.
 
 use std::collections::VecDeque;
+use std::io;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 
@@ -60,14 +62,7 @@ impl Jobs {
         if list.jobs.iter().filter(|job| job.code.is_none()).count() >= AT_ONCE {
             return Err(format!("{AT_ONCE} command lines run already: wait for one of them"));
         }
-        let child = Command::new("/proc/self/exe")
-            .args(&words)
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("it cannot be run: {error}"))?;
+        let (child, output) = spawn(&words).map_err(|error| format!("it cannot be run: {error}"))?;
         list.last += 1;
         let (id, begun_us, pid) = (list.last, crate::sys::process::monotonic_us(), child.id());
         list.jobs.push_back(Job { id, words, begun_us, ended_us: None, code: None, output: String::new(), pid });
@@ -77,7 +72,7 @@ impl Jobs {
             list.jobs.remove(oldest);
         }
         drop(list);
-        tokio::spawn(follow(self.clone(), id, child));
+        tokio::spawn(follow(self.clone(), id, child, output));
         self.changed.notify_waiters();
         Ok(id)
     }
@@ -129,9 +124,8 @@ fn interrupt(job: &Job) -> bool {
 }
 
 /// Stays with one until it has ended. What it says is shown as it comes.
-async fn follow(jobs: Arc<Jobs>, id: u64, mut child: Child) {
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    tokio::join!(read(&jobs, id, out), read(&jobs, id, err));
+async fn follow(jobs: Arc<Jobs>, id: u64, mut child: Child, output: Receiver) {
+    read(&jobs, id, output).await;
     let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(-1);
     jobs.change(id, |job| {
         job.code = Some(code);
@@ -139,8 +133,15 @@ async fn follow(jobs: Arc<Jobs>, id: u64, mut child: Child) {
     });
 }
 
-async fn read(jobs: &Jobs, id: u64, from: Option<impl AsyncRead + Unpin>) {
-    let Some(mut from) = from else { return };
+/// Data and words come through one pipe, so that they are shown in their order.
+fn spawn(words: &[String]) -> io::Result<(Child, Receiver)> {
+    let (output, input) = io::pipe()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(words).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+    Ok((command.spawn()?, Receiver::from_owned_fd(output.into())?))
+}
+
+async fn read(jobs: &Jobs, id: u64, mut from: Receiver) {
     let mut bytes = [0; 1024];
     // Also what is not kept is read, or the program would wait for ever.
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
