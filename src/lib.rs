@@ -31,5 +31,8 @@ pub mod machine;
 // Floor 5: how a machine is spoken to from outside its process.
 pub mod control;
 
+// Floor 6: what shows and steers machines for people.
+pub mod web;
+
 // Floor 7: the verbs.
 pub mod cli;

@@ -7,6 +7,8 @@ mod archives;
 mod copies;
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/dashboard.rs"]
+mod dashboard;
 #[path = "cli/house.rs"]
 mod house;
 #[path = "cli/machines.rs"]

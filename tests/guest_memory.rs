@@ -4,7 +4,12 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
+use catnap::control::Client;
+use catnap::control::protocol::MAX_CELLS;
 use catnap::snapshot::memory::{Index, PAGE, Piece, Region, Source, resolve};
 use catnap::store::Store;
 use catnap::sys::home::Home;
@@ -19,13 +24,15 @@ fn base_and_differences_are_the_memory_of_that_instant() {
     let _swept = Swept;
     let anna = machine("anna").cpus(2).with(["--max-memory", "512M"]).publish(80).boot();
     anna.snapshot("base", &[]);
-    for tag in ["first", "second"] {
-        work(&anna);
-        anna.snapshot(tag, &[]);
-    }
     work(&anna);
-    anna.catnap("pause").succeeds();
-    anna.snapshot("third", &[]);
+    anna.snapshot("first", &[]);
+    looked_at(&anna, || {
+        work(&anna);
+        anna.snapshot("second", &[]);
+        work(&anna);
+        anna.catnap("pause").succeeds();
+        anna.snapshot("third", &[]);
+    });
     is_the_memory_of(&anna, "anna@third");
     // Once more, with nothing in between but what the last one itself did.
     anna.snapshot("fourth", &[]);
@@ -37,6 +44,30 @@ fn base_and_differences_are_the_memory_of_that_instant() {
     bella.catnap("pause").succeeds();
     bella.snapshot("fifth", &[]);
     is_the_memory_of(&bella, "bella@fifth");
+}
+
+/// Looks at the memory map again and again while something is done. It reads KVM's log, which empties it.
+fn looked_at(machine: &Machine, act: impl FnOnce()) {
+    let client = Client::new(machine.file("socket"));
+    // Goes when this does, also in a panic.
+    let enough = Arc::new(());
+    let until = Arc::downgrade(&enough);
+    let looking = thread::spawn(move || {
+        let mut looks = 0;
+        while until.strong_count() > 0 {
+            let map = client.memory_map(MAX_CELLS).expect("a map");
+            let pages: u32 = map.cells.iter().flat_map(|cell| <[u32; 5]>::from(*cell)).sum();
+            assert_eq!((u64::from(pages), map.since_snapshot), ((256 << 20) / PAGE, true));
+            looks += 1;
+            thread::sleep(Duration::from_millis(10));
+        }
+        looks
+    });
+    act();
+    drop(enough);
+    let looks = looking.join().expect("maps");
+    println!("  looked at the memory map {looks} times meanwhile");
+    assert!(looks > 20, "only {looks} looks");
 }
 
 /// Has memory written: by the CPU, by the disk (into the page cache), by the socket device, and given back.

@@ -39,7 +39,7 @@ function sleep() {
 
 async function look() {
   try {
-    const response = await fetch("/api/status", { cache: "no-store", signal: AbortSignal.timeout(1500) });
+    const response = await fetch("api/status", { cache: "no-store", signal: AbortSignal.timeout(1500) });
     const status = await response.json();
     if (!last || status.ticks !== last.ticks || status.nonce !== last.nonce) wake(status);
     show("ticks", status.ticks);

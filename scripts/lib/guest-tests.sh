@@ -112,6 +112,11 @@ run_guest_tests() {
         step $test "$root/scripts/lib/$test" "$bin" "$home"
         if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
     done
+    if [[ browser-test = *"$filter"* ]]; then
+        before=${#failed[@]}
+        step browser-test "$root/scripts/lib/browser-test" "$where" "$bin" "$home"
+        if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+    fi
     [ $lost = 0 ] || keep_logs
     [ ${#again[@]} = 0 ] || printf 'needed a second try: %s\n' "${again[@]}" >&2
     say "── guest tests in the $where: $passed passed, $lost failed"

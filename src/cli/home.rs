@@ -190,6 +190,11 @@ impl House {
 
     /// A machine as it is listed.
     pub fn view(&self, machine: &Machine) -> Result<View, Failure> {
+        Ok(self.look_at(machine)?.0)
+    }
+
+    /// The same, and what its monitor says if it has one that answers.
+    pub fn look_at(&self, machine: &Machine) -> Result<(View, Option<Status>), Failure> {
         let condition = machine.condition()?;
         let record = Record::read(&machine.dir);
         let status = if condition == Condition::Running { status(machine)? } else { None };
@@ -201,7 +206,7 @@ impl House {
         };
         let spec = machine.spec.clone();
         let size = status.as_ref().and_then(|status| status.size);
-        Ok(View {
+        let view = View {
             name: spec.name,
             state,
             detail,
@@ -217,8 +222,9 @@ impl House {
             },
             uptime_seconds: record.filter(|_| status.is_some()).map(|record| record.age()),
             pid: status.as_ref().map(|status| status.pid),
-            agent: status.is_some_and(|status| status.agent.is_some()),
-        })
+            agent: status.as_ref().is_some_and(|status| status.agent.is_some()),
+        };
+        Ok((view, status))
     }
 
     /// The name that stands for a digest, or the digest's beginning when it has none any more.

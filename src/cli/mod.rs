@@ -5,6 +5,7 @@ mod clone;
 mod completion;
 mod console;
 mod cpu;
+mod dashboard;
 mod disk;
 mod doctor;
 mod errors;
@@ -87,6 +88,7 @@ Snapshots:
 
 This host:
   image       Make, list and remove base images
+  dashboard   Show machines and snapshots on a page, live
   doctor      Find out whether this host can run machines, and what to do if not
   completion  Print a script that teaches a shell to complete
 
@@ -123,6 +125,7 @@ enum Verb {
     Key(key::Args),
     Image(image::Args),
     Doctor(doctor::Args),
+    Dashboard(dashboard::Args),
     Completion(completion::Args),
 }
 
@@ -157,6 +160,7 @@ pub fn main() -> ExitCode {
         Verb::Key(args) => key::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
+        Verb::Dashboard(args) => dashboard::run(args),
         Verb::Completion(args) => completion::run(args),
     };
     outcome.unwrap_or_else(|failure| {
@@ -218,6 +222,7 @@ mod tests {
             "catnap load anna --seconds 2 --connections 8 --path /work?n=7",
             "catnap restore anna@a --flavor tiger --disk-size 4G",
             "catnap logs -f -n 5 anna",
+            "catnap dashboard --port 7000 --open",
             "catnap disk attach anna --ephemeral 64M:/data",
             "catnap disk detach anna -f",
             "catnap run kitten --ephemeral 64M --ephemeral 1G:/b",
@@ -255,6 +260,7 @@ mod tests {
             "catnap load anna --path work",
             "catnap resize anna --cpus 2 --flavor tiger",
             "catnap resize anna --memory lots",
+            "catnap dashboard --port 70000",
             "catnap ps --json --quiet",
             "catnap disk attach anna",
             "catnap disk attach anna --ephemeral 0",

@@ -16,7 +16,9 @@ use serde::de::DeserializeOwned;
 use super::failure::{Code, Failure};
 use super::host::{Guest, Host};
 use super::http::{self, Request};
-use super::protocol::{Detach, Give, MAX_WAIT, Resized, STREAM, SnapshotEvent, SnapshotRequest, Wait};
+use super::protocol::{
+    Detach, Give, MAX_CELLS, MAX_WAIT, MemoryMap, Resized, STREAM, SnapshotEvent, SnapshotRequest, Wait,
+};
 use super::server::Handler;
 use crate::machine::State;
 use crate::spec::Ephemeral;
@@ -30,6 +32,8 @@ enum Answer {
     Status,
     /// What came of a resize.
     Resized(Box<Resized>),
+    /// A picture of the guest's memory.
+    Memory(MemoryMap),
     /// The connection becomes the guest's console.
     Console,
     /// The connection tells how a snapshot comes about.
@@ -44,6 +48,7 @@ impl Handler for Api {
             Err(failure) => http::fail(&mut stream, &failure),
             Ok(Answer::Status) => http::respond(&mut stream, 200, &serde_json::to_vec(&self.0.status())?),
             Ok(Answer::Resized(resized)) => http::respond(&mut stream, 200, &serde_json::to_vec(&resized)?),
+            Ok(Answer::Memory(map)) => http::respond(&mut stream, 200, &serde_json::to_vec(&map)?),
             Ok(Answer::Console) => console(&self.0, stream, &request.early),
             Ok(Answer::Snapshot(wanted)) => snapshot(&self.0, stream, wanted),
             Ok(Answer::Agent(agent)) => join(stream, agent, &request.early),
@@ -75,6 +80,7 @@ impl Api {
                 self.awake()?.detach(&disk, force)?;
             }
             ("POST", "/v1/disk/give") => host.guest()?.give(&body::<Give>(request)?.marks)?,
+            ("GET", "/v1/memory-map") => return Ok(Answer::Memory(host.guest()?.memory_map(wanted_cells(request)?)?)),
             ("GET", "/v1/console") => {
                 must_upgrade(request)?;
                 host.guest()?;
@@ -149,9 +155,16 @@ fn wanted_wait(request: &Request) -> Result<Option<(Wait, Duration)>, Failure> {
     }
 }
 
+fn wanted_cells(request: &Request) -> Result<u32, Failure> {
+    let cells = request.field("cells").unwrap_or("512");
+    let refuse = || Failure::new(Code::Usage, format!("`{cells}` cells cannot be had: 1 to {MAX_CELLS} can"));
+    cells.parse().ok().filter(|cells| (1..=MAX_CELLS).contains(cells)).ok_or_else(refuse)
+}
+
 /// Takes a snapshot and tells the client how far it is. A client that goes away does not want it any more.
 fn snapshot(host: &Host, mut stream: UnixStream, wanted: SnapshotRequest) -> io::Result<()> {
     http::upgrade(&mut stream)?;
+    let taking = host.begin_taking(&wanted.name);
     // To see whether the client is still there, without waiting for it to say anything.
     stream.set_nonblocking(true)?;
     let tell = |event: &SnapshotEvent| -> io::Result<()> {
@@ -163,14 +176,18 @@ fn snapshot(host: &Host, mut stream: UnixStream, wanted: SnapshotRequest) -> io:
     let watch = |progress| match (&stream).read(&mut [0]) {
         Ok(0) => ControlFlow::Break(()),
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => ControlFlow::Break(()),
-        _ => match tell(&SnapshotEvent::Progress(progress)) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        },
+        _ => {
+            taking.say(progress);
+            match tell(&SnapshotEvent::Progress(progress)) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
     };
     let guest = host.guest();
     let both = host.keeper().and_then(|keeper| Ok((keeper, guest?)));
     let taken = both.as_ref().map_err(Clone::clone).and_then(|(keeper, guest)| keeper.take(&**guest, &wanted, &watch));
+    taking.end(taken.as_ref().ok());
     stream.set_nonblocking(false)?;
     tell(&match taken {
         Ok(taken) => SnapshotEvent::Done(taken),

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::failure::{Code, Failure};
 use super::protocol::{
-    Detach, Give, MAX_BODY, MAX_HEAD, MAX_RESIZE, Resize, Resized, STREAM, SnapshotEvent, SnapshotRequest, Status,
-    Stop, Taken, Wait,
+    Detach, Give, MAX_BODY, MAX_HEAD, MAX_RESIZE, MemoryMap, Resize, Resized, STREAM, SnapshotEvent, SnapshotRequest,
+    Status, Stop, Taken, Wait,
 };
 use crate::machine::Progress;
 use crate::spec::Ephemeral;
@@ -125,6 +125,11 @@ impl Client {
     /// Gives the guest another size, and returns when it has that or will not.
     pub fn resize(&self, resize: Resize) -> Result<Resized, Error> {
         self.ask("POST", "/v1/resize", &resize, Duration::from_secs(MAX_RESIZE.into()))
+    }
+
+    /// A picture of the guest's memory in so many cells.
+    pub fn memory_map(&self, cells: u32) -> Result<MemoryMap, Error> {
+        self.ask("GET", &format!("/v1/memory-map?cells={cells}"), &(), Duration::ZERO)
     }
 
     /// Puts a blank disk into a bay; returns when the agent has mounted it.

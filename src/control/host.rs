@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use catnap_guest::protocol::Hello;
 
 use super::failure::{Code, Failure};
-use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Wait};
+use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Taken, Taking, Wait};
 use super::snapshots::{Keeper, Watch};
 use crate::disk::Mark;
-use crate::machine::{self, Armed, Captured, Drive, End, Machine, Resized, Shape, Size};
+use crate::machine::{self, Armed, Captured, Drive, End, Machine, MemoryMap, Progress, Resized, Shape, Size};
 use crate::snapshot::Digest;
 use crate::spec::{Ephemeral, MachineSpec, Name};
 use crate::sys::process;
@@ -61,6 +61,8 @@ pub trait Guest: Send + Sync + 'static {
         may_lie_over: &dyn Fn(&Digest) -> bool,
         watch: Watch<'_>,
     ) -> Result<Captured<'_>, Failure>;
+    /// A picture of its memory in so many cells.
+    fn memory_map(&self, cells: u32) -> Result<MemoryMap, Failure>;
     /// The size that it has.
     fn size(&self) -> Size;
     /// What it can be resized to.
@@ -126,6 +128,9 @@ impl Guest for Machine {
     ) -> Result<Captured<'_>, Failure> {
         Ok(Machine::capture(self, dir, with_memory, may_lie_over, watch)?)
     }
+    fn memory_map(&self, cells: u32) -> Result<MemoryMap, Failure> {
+        Ok(Machine::memory_map(self, cells)?)
+    }
     fn size(&self) -> Size {
         Machine::size(self)
     }
@@ -182,6 +187,15 @@ struct Inner {
     /// Requests to stop that are under way: then a reboot is an end.
     stopping: u32,
     ended: Option<Ended>,
+    /// The snapshot that is being taken; of several, the one that was asked for last.
+    taking: Option<Taking>,
+    taken: Option<Taken>,
+}
+
+/// A snapshot that is being taken, until this is dropped.
+pub struct Notice<'h> {
+    host: &'h Host,
+    begun_us: u64,
 }
 
 /// The commands that give a machine a size which it cannot have without another boot.
@@ -364,11 +378,19 @@ impl Host {
         Ok(resized)
     }
 
+    /// Lets the status tell of a snapshot that is being taken.
+    pub fn begin_taking(&self, name: &str) -> Notice<'_> {
+        let begun_us = process::monotonic_us();
+        self.lock().taking = Some(Taking { name: name.into(), begun_us, progress: None });
+        Notice { host: self, begun_us }
+    }
+
     /// What there is to tell of the machine.
     pub fn status(&self) -> Status {
         let inner = self.lock();
         let (guest, ended, boots) = (inner.guest.clone(), inner.ended.clone(), inner.boots);
         let running_since_us = inner.running_since_us;
+        let (taking, taken) = (inner.taking.clone(), inner.taken.clone());
         drop(inner);
         let state = match (&ended, guest.as_ref().map(|guest| guest.state())) {
             (Some(_), _) | (None, Some(machine::State::Ended(_))) => State::Ended,
@@ -393,11 +415,36 @@ impl Host {
             size,
             shape,
             resized,
+            taking,
+            taken,
         }
     }
 
     /// The lock; a thread that panicked with it left no half-made change, each is one assignment.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Notice<'_> {
+    /// Tells how far it is.
+    pub fn say(&self, progress: Progress) {
+        if let Some(taking) = self.host.lock().taking.as_mut().filter(|taking| taking.begun_us == self.begun_us) {
+            taking.progress = Some(progress);
+        }
+    }
+
+    /// Tells what came of it; nothing when it failed.
+    pub fn end(self, taken: Option<&Taken>) {
+        if let Some(taken) = taken {
+            self.host.lock().taken = Some(taken.clone());
+        }
+    }
+}
+
+impl Drop for Notice<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.host.lock();
+        inner.taking = inner.taking.take().filter(|taking| taking.begun_us != self.begun_us);
     }
 }

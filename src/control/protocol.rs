@@ -10,7 +10,7 @@ use crate::snapshot::Kind;
 use crate::spec::MachineSpec;
 
 use super::failure::Failure;
-pub use crate::machine::{Resized, Seen};
+pub use crate::machine::{MemoryMap, Resized, Seen};
 
 /// The protocol that a connection is upgraded to for a stream of bytes.
 pub const STREAM: &str = "catnap-stream";
@@ -20,6 +20,9 @@ pub const MAX_HEAD: usize = 8 * 1024;
 pub const MAX_BODY: usize = 128 * 1024;
 /// The longest time that one request may wait for something to happen, in seconds.
 pub const MAX_WAIT: u32 = 600;
+
+/// The most cells of a memory map: what is told of them fits into a body.
+pub const MAX_CELLS: u32 = 2048;
 
 /// The longest time that a resize takes, in seconds, and then some for a guest that answers late.
 pub const MAX_RESIZE: u32 = 60;
@@ -59,6 +62,12 @@ pub struct Status {
     /// Disks that live in this host's memory.
     #[serde(default)]
     pub ephemeral: Vec<Drive>,
+    /// The snapshot that is being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taking: Option<Taking>,
+    /// The last snapshot that this process took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Taken>,
 }
 
 /// What a machine with a monitor does.
@@ -200,6 +209,31 @@ pub struct Taken {
     pub bytes_written: u64,
     /// Milliseconds from the request to the snapshot in the store.
     pub duration_ms: u64,
+    /// When it came about.
+    #[serde(default)]
+    pub moments: Moments,
+}
+
+/// When a snapshot came about, in microseconds of the host's CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moments {
+    /// The guest was to stand still. For as long as it did, see `pause_us`.
+    pub paused_us: u64,
+    /// Disks and memory were written.
+    pub written_us: u64,
+    /// The snapshot was in the store.
+    pub published_us: u64,
+}
+
+/// A snapshot that is being taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taking {
+    /// Its name.
+    pub name: String,
+    /// When it was asked for, in microseconds of the host's CLOCK_MONOTONIC.
+    pub begun_us: u64,
+    /// How far it is, once there is something to tell.
+    pub progress: Option<Progress>,
 }
 
 /// What `GET /v1/machine` can wait for.

@@ -18,7 +18,7 @@ use catnap_guest::protocol as agent;
 
 use super::failure::{Code, Failure};
 use super::host::Guest;
-use super::protocol::{Mode, SnapshotRequest, Taken};
+use super::protocol::{Mode, Moments, SnapshotRequest, Taken};
 use crate::disk;
 use crate::kvm::Shown;
 use crate::machine::{self, CapturedMemory, Drive, Files, Phase, Progress, Shape, Size, State, Visitor};
@@ -27,6 +27,7 @@ use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STAT
 use crate::spec::Ephemeral;
 use crate::store::{self, Snapshot, Staging, Store};
 use crate::sys::files::At;
+use crate::sys::process;
 
 /// The longest time that filesystems stay frozen, in seconds. The capture takes milliseconds; the rest is for
 /// a host that is busy.
@@ -103,9 +104,12 @@ impl Keeper {
         draft.shape(captured.size, &captured.shape);
         draft.manifest.cpu = captured.cpu.as_ref().map(of_cpu);
         draft.manifest.ephemeral = captured.drives.iter().map(of_drive).collect();
+        let moments =
+            Moments { paused_us: captured.paused_at_us, written_us: process::monotonic_us(), published_us: 0 };
         let (pause_us, bytes) = (captured.pause_us, captured.memory.map_or(0, |memory| memory.bytes));
-        let (taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
+        let (mut taken, digest) = draft.publish(&request.name, pause_us, bytes, watch)?;
         captured.commit(digest);
+        taken.moments = Moments { published_us: process::monotonic_us(), ..moments };
         Ok(taken)
     }
 
@@ -199,6 +203,7 @@ impl Draft<'_> {
             pause_us,
             bytes_written: bytes,
             duration_ms: self.begun.elapsed().as_millis() as u64,
+            moments: Moments::default(),
         };
         Ok((taken, snapshot.digest))
     }

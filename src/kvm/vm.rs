@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::state::vcpu::Host;
 use super::{Cpu, Error, Vcpu, VcpuState, VmState, ioctl};
-use crate::mem::{GuestMemory, layout};
+use crate::mem::{GuestMemory, Ram, layout};
 use crate::spec::Baseline;
 use crate::sys::thread::small;
 
@@ -168,10 +168,12 @@ impl Vm {
     /// Takes what KVM has noted since the last call: for each region of guest memory a bit per page of 4 KiB,
     /// the lowest first.
     pub fn take_dirty_log(&self) -> Result<Vec<Vec<u64>>, Error> {
-        let of_slot = |(slot, region): (usize, &crate::mem::Ram)| {
-            self.fd.get_dirty_log(slot as u32, region.len() as usize).map_err(ioctl("KVM_GET_DIRTY_LOG"))
-        };
-        self.mem.iter().enumerate().map(of_slot).collect()
+        self.mem.iter().enumerate().map(|(slot, region)| self.take_dirty_log_of(slot, region)).collect()
+    }
+
+    /// The same of one region, the one with this number.
+    pub fn take_dirty_log_of(&self, slot: usize, region: &Ram) -> Result<Vec<u64>, Error> {
+        self.fd.get_dirty_log(slot as u32, region.len() as usize).map_err(ioctl("KVM_GET_DIRTY_LOG"))
     }
 
     /// What KVM holds of the machine as a whole and of each vCPU. No vCPU may run.

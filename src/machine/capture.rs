@@ -31,6 +31,7 @@ use crate::kvm::{Shown, Vm};
 use crate::mem::{Dirty, GuestMemory};
 use crate::snapshot::{Digest, MachineState, STATE, memory};
 use crate::sys::files::{self, At};
+use crate::sys::process;
 
 /// How often progress is told while memory is written.
 const TICK: Duration = Duration::from_millis(20);
@@ -38,18 +39,24 @@ const TICK: Duration = Duration::from_millis(20);
 /// What is known of the pages that changed since the last snapshot.
 #[derive(Default)]
 pub struct Tracking {
+    /// The snapshot whose memory is the one to compare with.
+    pub(super) base: Option<Digest>,
+}
+
+/// KVM's log of pages. Reading it empties it, so whoever does holds this until what was read is where the next
+/// snapshot finds it.
+#[derive(Default)]
+pub struct Log {
     /// Whether KVM logs. Not from the start: it costs the guest a fault per page, and most machines are never
     /// snapshotted.
-    logging: bool,
-    /// The snapshot whose memory is the one to compare with.
-    base: Option<Digest>,
+    pub(super) on: bool,
 }
 
 impl Tracking {
     /// For a machine that wakes from `base`.
-    pub fn since(base: Digest, vm: &Vm) -> Result<Tracking, Error> {
+    pub fn since(base: Digest, vm: &Vm) -> Result<(Tracking, Log), Error> {
         vm.log_dirty_pages()?;
-        Ok(Tracking { logging: true, base: Some(base) })
+        Ok((Tracking { base: Some(base) }, Log { on: true }))
     }
 }
 
@@ -82,6 +89,8 @@ pub type Watch<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
 /// A snapshot's files, taken and not yet published. Dropped without [`Captured::commit`], it counts as failed,
 /// and no changed page is forgotten.
 pub struct Captured<'m> {
+    /// When it was to stand still, in microseconds of the host's CLOCK_MONOTONIC.
+    pub paused_at_us: u64,
     /// How long the guest stood still, in microseconds; 0 when it was paused anyway.
     pub pause_us: u64,
     /// The machine's size at that instant.
@@ -167,12 +176,16 @@ impl Machine {
             true => Some((create(dir, memory::DATA)?, create(dir, memory::INDEX)?)),
             false => None,
         };
-        let still = self.stand_still()?;
-        let moment = self.take_moment(&mut tracking, &mut prepared, files);
+        // Before the pause, so that nobody who looks at the log makes it longer.
+        let mut log = lock(&self.log);
+        let (paused_at_us, still) = (process::monotonic_us(), self.stand_still()?);
+        let moment = self.take_moment(&tracking, &mut log, &mut prepared, files);
         let pause = still.go_on();
+        drop(log);
         let mut moment = moment?;
         // From here on, whatever fails, the pages that were taken are put back.
         let mut captured = Captured {
+            paused_at_us,
             pause_us: pause?.as_micros() as u64,
             size: moment.size,
             shape: self.shape,
@@ -203,7 +216,8 @@ impl Machine {
     /// their work raises interrupts; the log right before the fork, so that it tells of all that the child sees.
     fn take_moment(
         &self,
-        tracking: &mut Tracking,
+        tracking: &Tracking,
+        log: &mut Log,
         prepared: &mut Prepared,
         files: Option<(File, File)>,
     ) -> Result<Moment, Error> {
@@ -214,7 +228,7 @@ impl Machine {
         lock(&self.devices.root).device_mut().swap_disk(prepared)?;
         let mut moment = Moment { size: self.size(), state, parent: None, writing: None, taken: None };
         let Some((data, index)) = files else { return Ok(moment) };
-        let plan = match tracking.base.filter(|_| tracking.logging) {
+        let plan = match tracking.base.filter(|_| log.on) {
             Some(base) => {
                 let taken = Dirty::take(&self.mem, &self.vm.take_dirty_log()?)?;
                 let plan = Plan::changed(&self.mem, &taken);
@@ -223,7 +237,7 @@ impl Machine {
             }
             // All of it is written, so whatever was noted before is of no use.
             None => {
-                if tracking.logging {
+                if log.on {
                     self.vm.take_dirty_log()?;
                 }
                 Dirty::forget(&self.mem);
@@ -241,9 +255,9 @@ impl Machine {
             }
         }
         // After the fork, which has made KVM let go of all its pages: so there are none to protect one by one.
-        if !tracking.logging {
+        if !log.on {
             self.vm.log_dirty_pages()?;
-            tracking.logging = true;
+            log.on = true;
         }
         Ok(moment)
     }

@@ -7,6 +7,7 @@
 //! | `board.rs`, `devices.rs` | which device sits where; how they are made |
 //! | `states.rs` | the devices' states, saved and put back |
 //! | `capture.rs`, `memory_file.rs` | taking a snapshot; writing memory from a forked child |
+//! | `map.rs` | a picture of memory, for people |
 //! | `bays.rs`, `media.rs` | disks in the host's memory: put in, taken out, and what becomes of them |
 //! | `shape.rs`, `resize.rs` | what was settled at the boot; giving and taking vCPUs and RAM |
 //! | `wake.rs` | what a snapshot's files must be for a machine to wake from them |
@@ -26,6 +27,7 @@ mod forward;
 #[cfg(test)]
 mod fuzz;
 mod greeting;
+mod map;
 mod media;
 pub mod memory_file;
 mod resize;
@@ -59,6 +61,7 @@ pub use capture::{Captured, CapturedMemory, Phase, Progress};
 pub use console::Console;
 pub use doorbell::{Armed, Doorbell, Visitor};
 pub use error::Error;
+pub use map::{Cell, MemoryMap};
 pub use media::{Drive, Folders, Media, Standing};
 pub use resize::{Asked, Resized, Seen, Size};
 pub use shape::Shape;
@@ -68,7 +71,7 @@ pub use waker::{SETTLING, Wakeup};
 
 use bays::Bays;
 use board::Board;
-use capture::Tracking;
+use capture::{Log, Tracking};
 use devices::{Devices, Wires};
 use forward::Forwarder;
 use greeting::Greeting;
@@ -128,6 +131,8 @@ pub struct Machine {
     pausing: Mutex<()>,
     /// Held while a snapshot is taken: there is one at a time.
     tracking: Mutex<Tracking>,
+    /// Held while KVM's log of pages is read.
+    log: Mutex<Log>,
     /// Held while the size changes.
     resizing: Mutex<()>,
     /// What came of the size that it was to wake in.
@@ -174,9 +179,9 @@ impl Machine {
         let devices = Devices::new(states, &mut board, &wires)?;
         // Before the vCPUs get their state back: some of it KVM copies into guest memory right then (the wall
         // clock of MSR_KVM_WALL_CLOCK_NEW), and what it does not note is missing from the next snapshot.
-        let tracking = match &saved {
+        let (tracking, log) = match &saved {
             Some(saved) => Tracking::since(saved.base, &vm)?,
-            None => Tracking::default(),
+            None => Default::default(),
         };
         let vcpus = match &saved {
             Some(saved) => vm.restore(&saved.vm, &saved.vcpus)?,
@@ -219,6 +224,7 @@ impl Machine {
             files: files.clone(),
             pausing: Mutex::default(),
             tracking: Mutex::new(tracking),
+            log: Mutex::new(log),
             resizing: Mutex::default(),
             resized: Mutex::default(),
             woke,

@@ -6,7 +6,7 @@
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{Error, GuestMemory, PAGE};
+use super::{Error, GuestMemory, PAGE, Ram};
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,15 @@ impl Dirty {
             Pages { start: region.start_addr().0, words }
         });
         Ok(Dirty { regions: regions.collect() })
+    }
+
+    /// Moves what KVM noted of one region, as KVM_GET_DIRTY_LOG gave it, into the bits that devices set. Nothing is
+    /// lost by looking at a log then: what is there is taken the next time. vCPUs and devices may run.
+    pub fn absorb(region: &Ram, log: Vec<u64>) {
+        // A log may be longer than its region.
+        let words = region.len().div_ceil(PAGE).div_ceil(64) as usize;
+        let pages = Pages { start: 0, words: log.into_iter().take(words).collect() };
+        pages.each_range(|range| region.bitmap().mark_dirty(range.start as usize, range.length as usize));
     }
 
     /// Forgets what devices changed: for whoever is about to write all of memory.
@@ -150,6 +159,19 @@ mod tests {
         mem.write_slice(&[1], GuestAddress(0)).unwrap();
         let again = Dirty::take(&mem, &clean()).unwrap();
         assert_eq!((again.count(), &again.ranges()[1..]), (72, &expected[..]));
+    }
+
+    #[test]
+    fn a_log_that_was_looked_at_is_taken_the_next_time() {
+        let mem = memory();
+        mem.write_slice(&[1], GuestAddress(2 * PAGE)).unwrap();
+        let logs = [vec![1 << 63, 1, 0, u64::MAX, u64::MAX], vec![u64::MAX << 62]];
+        mem.iter().zip(&logs).for_each(|(region, log)| Dirty::absorb(region, log.clone()));
+        mem.iter().zip(&logs).for_each(|(region, log)| Dirty::absorb(region, log.clone()));
+        let dirty = Dirty::take(&mem, &clean()).unwrap();
+        let expected = [pages(2 * PAGE, 1), pages(63 * PAGE, 2), pages(192 * PAGE, 8), pages(HIGH + 62 * PAGE, 2)];
+        assert_eq!(dirty.ranges(), expected);
+        assert_eq!(Dirty::take(&mem, &clean()).unwrap().count(), 0);
     }
 
     #[test]

@@ -33,6 +33,10 @@ impl House {
         House(tempfile::tempdir().unwrap())
     }
 
+    pub fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+
     /// The program, ready to be given arguments.
     pub fn program(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_catnap"));

@@ -8,13 +8,13 @@ use std::process::{Child, Stdio};
 use super::house::{House, said, soon};
 
 /// 64-bit code: `mov dx, 0x3f8`, and for each letter `mov al, c; out dx, al`; then `hlt` for ever.
-fn code(word: &[u8]) -> Vec<u8> {
+pub fn code(word: &[u8]) -> Vec<u8> {
     let letters = word.iter().flat_map(|c| [0xb0, *c, 0xee]);
     [0x66, 0xba, 0xf8, 0x03].into_iter().chain(letters).chain([0xf4, 0xeb, 0xfd]).collect()
 }
 
 /// An ELF file with one segment, loaded and entered at 1 MiB (elf(5)).
-fn elf(code: &[u8]) -> Vec<u8> {
+pub fn elf(code: &[u8]) -> Vec<u8> {
     const START: u64 = 1 << 20;
     const HEADERS: u64 = 64 + 56;
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
@@ -32,7 +32,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
 }
 
 /// Whether a VM can be made here at all.
-fn kvm_is_there() -> bool {
+pub fn kvm_is_there() -> bool {
     let there = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     if !there {
         println!("not run: /dev/kvm cannot be opened");
@@ -41,7 +41,7 @@ fn kvm_is_there() -> bool {
 }
 
 /// Starts a monitor as `catnap start` does, without the wait for an agent; gives its report too.
-fn monitor(house: &House) -> (Child, String) {
+pub fn monitor(house: &House) -> (Child, String) {
     let mut child =
         house.program().args(["monitor", "anna"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut report = String::new();

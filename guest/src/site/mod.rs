@@ -39,6 +39,8 @@ pub struct Site {
     book: Arc<GuestBook>,
     generation: Arc<AtomicU64>,
     visits: AtomicU64,
+    /// Answers that took work: the page, the guest book, `/work`.
+    answered: AtomicU64,
     ticks: AtomicU64,
     nonce: OnceLock<String>,
     settings: PathBuf,
@@ -58,8 +60,9 @@ impl Site {
         settings: PathBuf,
         notes: PathBuf,
     ) -> Arc<Site> {
-        let (visits, ticks, nonce) = (AtomicU64::new(0), AtomicU64::new(0), OnceLock::new());
-        let site = Arc::new(Site { book, generation, visits, ticks, nonce, settings, notes });
+        let (visits, answered, ticks) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let nonce = OnceLock::new();
+        let site = Arc::new(Site { book, generation, visits, answered, ticks, nonce, settings, notes });
         let ticking = Arc::downgrade(&site);
         spawn("ticks", move || {
             while let Some(site) = ticking.upgrade() {

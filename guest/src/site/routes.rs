@@ -35,6 +35,7 @@ pub(super) fn answer_at_once(site: &Arc<Site>, request: &Request) -> Option<Resp
 
 /// Answers the rest.
 pub(super) fn answer(site: &Arc<Site>, request: &Request) -> Response {
+    site.answered.fetch_add(1, Ordering::Relaxed);
     match (request.path.as_str(), request.method.as_str()) {
         ("/", "GET") => {
             let visits = site.visits.fetch_add(1, Ordering::Relaxed) + 1;
@@ -73,6 +74,7 @@ fn status(site: &Site) -> serde_json::Value {
         "ticks": site.ticks.load(Ordering::Relaxed),
         "generation": site.generation.load(Ordering::Relaxed),
         "visits": site.visits.load(Ordering::Relaxed),
+        "answered": site.answered.load(Ordering::Relaxed),
         "guestbook_entries": site.book.entries(),
     })
 }

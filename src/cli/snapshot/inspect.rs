@@ -79,6 +79,12 @@ pub fn run(args: Args) -> Outcome {
     Ok(outcome)
 }
 
+/// What is printed of one, as JSON.
+pub fn json(house: &House, reference: &str) -> Result<serde_json::Value, Failure> {
+    let everything = everything(house, &house.store().family()?, &house.store().usage()?, reference)?;
+    serde_json::to_value(everything).map_err(|error| Failure::while_doing("JSON", error))
+}
+
 fn rows(of: &Everything) -> Vec<Vec<String>> {
     let name = of.names.first().cloned().unwrap_or_else(|| of.digest.short());
     of.secrets.as_ref().map(|report| secrets::rows(&name, report)).unwrap_or_default()

@@ -18,7 +18,11 @@ mod tree;
 mod verify;
 mod view;
 
+use serde_json::Value;
+
 use super::Outcome;
+use super::home::House;
+use crate::control::Failure;
 
 /// Take, list, compare, check, share and remove snapshots
 #[derive(clap::Args)]
@@ -62,6 +66,16 @@ enum Verb {
     Import(import::Args),
     Push(push::Args),
     Pull(pull::Args),
+}
+
+/// What `tree --json` prints.
+pub fn tree_json(house: &House) -> Result<Value, Failure> {
+    tree::json(house)
+}
+
+/// What `inspect` prints of one snapshot.
+pub fn inspect_json(house: &House, reference: &str) -> Result<Value, Failure> {
+    inspect::json(house, reference)
 }
 
 /// Runs the verb.

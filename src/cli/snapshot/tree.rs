@@ -88,6 +88,15 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The whole tree as JSON.
+pub fn json(house: &House) -> Result<serde_json::Value, Failure> {
+    let family = house.store().family()?;
+    let views = view::views(&family, &house.store().usage()?);
+    let lineage = Lineage::of(&views);
+    let leaves = leaves(house, &family, &lineage);
+    serde_json::to_value(lineage.lines(&leaves, None)).map_err(|error| Failure::while_doing("JSON", error))
+}
+
 /// The snapshots by their parents.
 struct Lineage<'a> {
     views: BTreeMap<Digest, &'a View>,

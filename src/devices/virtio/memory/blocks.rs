@@ -27,6 +27,12 @@ impl Blocks {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
+    /// How many there are up to the last that is plugged.
+    pub fn reach(&self) -> usize {
+        let last = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0);
+        last.map_or(0, |(n, word)| (n + 1) * BITS - word.leading_zeros() as usize)
+    }
+
     /// How many of `range`, which must lie within, are plugged.
     pub fn plugged_in(&self, range: Range<usize>) -> usize {
         range.filter(|&block| self.0[block / BITS] & 1 << (block % BITS) != 0).count()
@@ -55,7 +61,8 @@ mod tests {
         blocks.set(60..70, true);
         blocks.set(129..130, true);
         blocks.set(63..65, false);
-        assert_eq!(blocks.plugged(), 9);
+        assert_eq!((blocks.plugged(), blocks.reach()), (9, 130));
+        assert_eq!(Blocks::unplugged(130).reach(), 0);
         assert_eq!(blocks.plugged_in(62..66), 2);
         assert_eq!([60..63, 65..70, 129..130].map(|range| blocks.plugged_in(range)), [3, 5, 1]);
     }

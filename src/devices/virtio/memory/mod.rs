@@ -163,6 +163,11 @@ impl Memory {
         self.state.blocks.plugged() as u64 * BLOCK
     }
 
+    /// How much of the region lies before the end of the last block that is plugged, in bytes.
+    pub fn reach(&self) -> u64 {
+        self.state.blocks.reach() as u64 * BLOCK
+    }
+
     fn answer(&mut self, chain: &Chain<'_>) -> Result<u32, RingError> {
         let mut request = [0; REQUEST_LENGTH];
         if chain.readable.read(&mut request) < REQUEST_LENGTH || chain.writable.len() < RESPONSE_LENGTH {
