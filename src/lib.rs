@@ -29,5 +29,8 @@ pub mod machine;
 // Floor 5: how a machine is spoken to from outside its process.
 pub mod control;
 
+// Floor 6: what steers machines for people who learn.
+pub mod lesson;
+
 // Floor 7: the verbs.
 pub mod cli;

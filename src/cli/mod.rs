@@ -13,6 +13,7 @@ mod home;
 mod image;
 mod inspect;
 mod launch;
+mod lesson;
 mod load;
 mod logs;
 mod monitor;
@@ -85,6 +86,7 @@ Snapshots:
 This host:
   image       Make, list and remove base images
   doctor      Find out whether this host can run machines, and what to do if not
+  lesson      Learn what a snapshot is, with real machines
   completion  Print a script that teaches a shell to complete
 
 Begin with:
@@ -119,6 +121,7 @@ enum Verb {
     Clone(clone::Args),
     Image(image::Args),
     Doctor(doctor::Args),
+    Lesson(lesson::Args),
     Completion(completion::Args),
 }
 
@@ -152,6 +155,7 @@ pub fn main() -> ExitCode {
         Verb::Clone(args) => clone::run(args),
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
+        Verb::Lesson(args) => lesson::run(args),
         Verb::Completion(args) => completion::run(args),
     };
     outcome.unwrap_or_else(|failure| {
