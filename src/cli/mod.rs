@@ -16,6 +16,7 @@ mod launch;
 mod lesson;
 mod load;
 mod logs;
+mod man;
 mod monitor;
 mod pause;
 mod ps;
@@ -88,6 +89,7 @@ This host:
   doctor      Find out whether this host can run machines, and what to do if not
   lesson      Learn what a snapshot is, with real machines
   completion  Print a script that teaches a shell to complete
+  man         Print the manual page, or write one for each verb
 
 Begin with:
   catnap doctor
@@ -123,6 +125,7 @@ enum Verb {
     Doctor(doctor::Args),
     Lesson(lesson::Args),
     Completion(completion::Args),
+    Man(man::Args),
 }
 
 /// Runs the program and gives its exit code.
@@ -157,6 +160,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::run(args),
         Verb::Lesson(args) => lesson::run(args),
         Verb::Completion(args) => completion::run(args),
+        Verb::Man(args) => man::run(args),
     };
     outcome.unwrap_or_else(|failure| {
         ui::failure(&failure);
@@ -225,6 +229,10 @@ mod tests {
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
             "catnap snapshot export --disk-only anna@a - --yes",
             "catnap snapshot inspect --secrets --find meow --find purr anna@a",
+            "catnap lesson run backup --until backup/rows --auto --json --home /tmp/class",
+            "catnap lesson --home /tmp/class reset --to scale",
+            "catnap lesson visit anna --ring crash",
+            "catnap man",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -262,6 +270,11 @@ mod tests {
             "catnap snapshot inspect --secrets --find abc anna@a",
             "catnap snapshot prune --older-than 7",
             "catnap snapshot prune --images --machine anna",
+            "catnap lesson",
+            "catnap lesson run --json",
+            "catnap lesson run --pace -1",
+            "catnap lesson run --port 99999",
+            "catnap lesson rows",
         ] {
             assert_eq!(parse(bad), Err(2), "{bad}");
         }

@@ -22,8 +22,11 @@ mod play;
 mod progress;
 mod shell;
 mod show;
+mod speed;
 mod stage;
 pub mod story;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use book::{Rows, Visit, look_for, rows, visit};
@@ -126,6 +129,8 @@ pub struct Step {
     pub acts: &'static [Act],
     /// What is fetched afterwards.
     pub looks: &'static [At],
+    /// How often it is played until its claims hold: more than once only where others on the host can spoil a figure.
+    pub tries: u32,
     /// What must be true then.
     pub claims: &'static [Claim],
     /// The one figure that everybody should take home.
@@ -149,6 +154,7 @@ impl Step {
         watch: "",
         acts: &[],
         looks: &[],
+        tries: 1,
         claims: &[],
         figure: "",
         ask: None,
@@ -169,6 +175,8 @@ pub struct Act {
     pub when: When,
     /// The machine whose page is asked again and again meanwhile: the figures `watch.…`.
     pub counter: Option<&'static str>,
+    /// Whether to find out before it how much CPU this host has to spare: the figure `host.speed`.
+    pub speed: bool,
 }
 
 /// When a command is for.
@@ -184,7 +192,7 @@ pub enum When {
 
 /// A command.
 pub const fn run(line: &'static str) -> Act {
-    Act { line, name: "", code: 0, when: When::Always, counter: None }
+    Act { line, name: "", code: 0, when: When::Always, counter: None, speed: false }
 }
 
 impl Act {
@@ -201,6 +209,11 @@ impl Act {
     /// The machine's counter is watched meanwhile.
     pub const fn watching(self, machine: &'static str) -> Act {
         Act { counter: Some(machine), ..self }
+    }
+
+    /// This host's spare CPU is measured before.
+    pub const fn minding_the_host(self) -> Act {
+        Act { speed: true, ..self }
     }
 
     /// It is for some hosts only.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::attend::Wish;
 use super::progress::Progress;
-use super::{Act, Chapter, Desk, Error, Figures, Show, Step, When, book, page, shell, watch};
+use super::{Act, Chapter, Desk, Error, Figures, Show, Step, When, book, page, shell, speed, watch};
 use crate::sys::process::boot_id;
 
 /// How long a page may take to answer when it is looked at.
@@ -170,20 +170,37 @@ impl<'a> Player<'a> {
         }
         self.show.notes(&step.notes);
         self.show.line_end();
-        let begun = Instant::now();
+        for left in (0..step.tries).rev() {
+            let begun = Instant::now();
+            match self.measure(step, &mut figures)? {
+                Wish::Go => {}
+                other => return Ok(other),
+            }
+            match self.judge(place, &figures, begun) {
+                Err(Error::Claims { .. }) if left > 0 => {
+                    self.show.aside("  ⟲ ", "Somebody else may be busy: once more.")
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        self.discuss(step)
+    }
+
+    /// All that a step does, and what is seen of it.
+    fn measure(&mut self, step: &Step, figures: &mut Figures) -> Result<Wish, Error> {
         for act in step.acts {
-            match self.act(act, &mut figures)? {
+            match self.act(act, figures)? {
                 Wish::Go => {}
                 other => return Ok(other),
             }
         }
         for look in step.looks {
-            let answer = self.look(look, &figures)?;
+            let answer = self.look(look, figures)?;
             figures.put(look.name, answer);
         }
         figures.put("rows", book::look_for(&self.desk));
-        self.judge(place, &figures, begun)?;
-        self.discuss(step)
+        Ok(Wish::Go)
     }
 
     /// One command.
@@ -203,6 +220,9 @@ impl<'a> Player<'a> {
         if wish != Wish::Go {
             return Ok(wish);
         }
+        if act.speed {
+            figures.put("host", json!({"speed": speed::of_two()}));
+        }
         let desk = Rc::clone(&self.desk);
         let ran = match act.counter {
             None => shell::run(&desk, &line, &mut self.show)?,
@@ -216,7 +236,8 @@ impl<'a> Player<'a> {
             figures.put(act.name, ran.figures());
         }
         if act.when == When::Simulated {
-            let how = "simulated: its monitor was killed and its file in the host's memory removed; the host lives on";
+            let how =
+                "only simulated: the machine's monitor was killed and its file in memory removed; the host lives on";
             figures.put("host", json!({"real": false, "how": how}));
         }
         if ran.code != act.code {
@@ -240,7 +261,7 @@ impl<'a> Player<'a> {
             }
             Some(before) if before == boot => Err(Error::HostLives),
             Some(before) => {
-                let how = "for real: its power was cut, and it has booted anew";
+                let how = "real: its power was cut, and it has booted anew";
                 figures.put("host", json!({"real": true, "how": how, "before": before, "now": boot}));
                 Ok(Wish::Go)
             }

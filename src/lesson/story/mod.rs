@@ -1,7 +1,7 @@
 //! The story: a file for each chapter, to be read and edited without knowing how it is played.
 //!
 //! Who is who: Anna has a machine with a kitten page on it, and sells kittens' toys there. Ben, Cleo and Dora are her
-//! visitors. Emil is her colleague.
+//! visitors. Emil is her colleague, and Frida is his.
 
 mod backup;
 mod prologue;

@@ -18,7 +18,7 @@ pub const CHAPTER: Chapter = Chapter {
             needs: &["anna@golden"],
             acts: &[
                 run("catnap exec anna -- nproc").named("cpus"),
-                run("catnap load anna --seconds 4 --connections 4 --path '/work?n=100000' --json").named("small"),
+                run("catnap load anna --seconds 4 --connections 4 --path '/work?n=300000' --json").named("small"),
             ],
             claims: &[
                 Claim {
@@ -108,11 +108,22 @@ pub const CHAPTER: Chapter = Chapter {
             stage: &["catnap restore anna@small -p {port}:80 --cpus 2 --memory 512M"],
             needs: &["anna@small"],
             cast: &["anna"],
-            acts: &[run("catnap load anna --seconds 4 --connections 4 --path '/work?n=100000' --json").named("big")],
-            claims: &[Claim {
-                says: "{big.requests_per_second} requests per second, and {small.requests_per_second} before.",
-                holds: |f| Some(f.number("big.requests_per_second")? > 1.1 * f.number("small.requests_per_second")?),
-            }],
+            acts: &[run("catnap load anna --seconds 4 --connections 4 --path '/work?n=300000' --json")
+                .named("big")
+                .minding_the_host()],
+            tries: 3,
+            claims: &[
+                Claim {
+                    says: "{big.requests_per_second} requests per second, and {small.requests_per_second} before. (Just \
+                           now, two programs on this host get {host.speed} times the CPU of one; without a second CPU to \
+                           spare, nothing can be won.)",
+                    holds: |f| {
+                        let won = f.number("big.requests_per_second")? > 1.1 * f.number("small.requests_per_second")?;
+                        Some(won || f.number("host.speed")? < 1.5)
+                    },
+                },
+                Claim { says: "{big.errors} of them went wrong.", holds: |f| Some(f.number("big.errors")? == 0.0) },
+            ],
             figure: "{big.requests_per_second} requests per second",
             ask: Some(Question {
                 text: "Why is it not exactly twice as many?",
@@ -178,7 +189,7 @@ pub const CHAPTER: Chapter = Chapter {
                 run("catnap restore anna@small --name bella --disk-size 3G -p {port2}:80"),
                 run("catnap exec bella -- df -m /").named("df"),
                 run("catnap snapshot create bella@big"),
-                run("catnap restore bella@big --name smaller --disk-size 2G").exits(2).named("refused"),
+                run("catnap restore bella@big --name smaller --disk-size 2G").exits(4).named("refused"),
                 run("catnap rm --force bella"),
             ],
             claims: &[
@@ -191,8 +202,8 @@ pub const CHAPTER: Chapter = Chapter {
                     },
                 },
                 Claim {
-                    says: "Smaller is refused: {refused.error}",
-                    holds: |f| Some(f.text("refused.error")?.contains("smaller than the snapshot's")),
+                    says: "Smaller is refused, with exit code {refused.code}: a disk only grows.",
+                    holds: |f| Some(f.text("refused.error")?.contains("a disk only grows")),
                 },
             ],
             ask: Some(Question {

@@ -9,7 +9,7 @@ pub const CHAPTER: Chapter = Chapter {
     aim: "Share a machine with others, know what travels with it, and what it means to start one of a stranger's.",
     strike: &[
         "[ ! -d emil ] || CATNAP_HOME=emil catnap rm --force bella >/dev/null 2>&1",
-        "rm -rf emil anna.catnap bad.catnap",
+        "rm -rf emil frida anna.catnap bad.catnap",
     ],
     steps: &[
         Step {
@@ -144,7 +144,8 @@ pub const CHAPTER: Chapter = Chapter {
         Step {
             name: "stranger",
             title: "An image from a stranger",
-            story: "Emil finds another file on a stick in the car park. It looks like Anna's, but for a few bytes.",
+            story: "Frida finds a file on a stick in the car park. It looks like Anna's, but for a few bytes. Emil, \
+                    meanwhile, looks whom his machine lets in.",
             watch: "What is refused, and what cannot be.",
             stage: &[
                 "catnap restore anna@party -p {port}:80",
@@ -157,7 +158,7 @@ pub const CHAPTER: Chapter = Chapter {
                 run(
                     "cp anna.catnap bad.catnap; printf purr | dd of=bad.catnap bs=1 seek=2000000 conv=notrunc status=none",
                 ),
-                run("CATNAP_HOME=emil catnap snapshot import bad.catnap --name stick@found").exits(6).named("bad"),
+                run("CATNAP_HOME=frida catnap snapshot import bad.catnap").exits(6).named("bad"),
                 run("CATNAP_HOME=emil catnap exec bella -- cat /root/.ssh/authorized_keys").named("trusted"),
                 run("CATNAP_HOME=emil catnap rm --force bella"),
             ],

@@ -113,18 +113,18 @@ pub const CHAPTER: Chapter = Chapter {
             ],
             claims: &[
                 Claim {
-                    says: "The host died, {host.how}.",
+                    says: "The death of the host was {host.how}.",
                     holds: |f| match f.get("host.real")?.as_bool()? {
                         true => Some(!f.same("host.before", "host.now")?),
                         false => Some(true),
                     },
                 },
                 Claim {
-                    says: "Anna's machine is {ps.list.0.state}.",
+                    says: "Of Anna's machine `catnap ps` says: {ps.list.0.state}.",
                     holds: |f| Some(["died", "lost"].contains(&f.text("ps.list.0.state")?)),
                 },
             ],
-            figure: "Anna's machine is {ps.list.0.state}",
+            figure: "Anna's machine: {ps.list.0.state}",
             notes: Notes {
                 minutes: 1,
                 say: "In the lab the power of the whole host is cut, for real. On your own laptop we only kill the machine's \
