@@ -88,9 +88,9 @@ struct Run {
     /// The last chapter or step to play
     #[arg(long, value_name = "STEP")]
     until: Option<String>,
-    /// The first of the ports of this host by which the machines' pages are reached
-    #[arg(long, default_value_t = 8080)]
-    port: u16,
+    /// The first of the ports of this host by which the machines' pages are reached [default: 8080, or as before]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
     /// This host is emulated, and dies when it is time to: exit code 75 asks for that
     #[arg(long, hide = true)]
     host_is_ours: bool,

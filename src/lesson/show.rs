@@ -117,12 +117,15 @@ impl Show {
         self.put(&prompt);
         let keys = line.chars().count().max(1) as f64;
         let pause = Duration::from_secs_f64(self.look.pace / keys).min(KEY);
+        if pause.is_zero() {
+            let line = self.painted("1", line);
+            self.put(&line);
+            return;
+        }
         for key in line.chars() {
             let key = self.painted("1", &key.to_string());
             self.put(&key);
-            if !pause.is_zero() {
-                thread::sleep(pause);
-            }
+            thread::sleep(pause);
         }
     }
 

@@ -39,7 +39,7 @@ impl Player<'_> {
     /// Clears the stage and sets it for a step. What it needs and nobody has made yet is made by playing the steps that
     /// make it.
     pub fn stage(&mut self, place: usize) -> Result<(), Error> {
-        self.choose_ports(FIRST_PORT)?;
+        self.choose_ports(None)?;
         let (first, step) = (self.first(place), self.steps()[place].1);
         for need in step.needs {
             let maker = self.steps().iter().position(|(_, step)| step.makes.contains(need));
@@ -119,7 +119,7 @@ impl Player<'_> {
         for file in ["visits.json", "rows.json"] {
             let _ = std::fs::remove_file(self.desk.state.join(file));
         }
-        self.progress = Progress { ports: std::mem::take(&mut self.progress.ports), ..Progress::default() };
+        self.progress = Progress::default();
         self.progress.write(&self.desk.state)
     }
 
@@ -156,11 +156,15 @@ impl Player<'_> {
         }
     }
 
-    /// Ports for the machines' pages, the first from `wanted` on that are free; those that were chosen before stay.
-    pub fn choose_ports(&mut self, wanted: u16) -> Result<(), Error> {
+    /// Ports for the machines' pages, from `wanted` on those that are free. Those that were chosen before stay, unless
+    /// somebody wants others: then the stage is set anew.
+    pub fn choose_ports(&mut self, wanted: Option<u16>) -> Result<(), Error> {
         let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-        if self.progress.ports.len() < PORTS {
-            self.progress.ports = (wanted..=u16::MAX).filter(is_free).take(PORTS).collect();
+        let chosen = self.progress.ports.first().copied();
+        if self.progress.ports.len() < PORTS || (wanted.is_some() && wanted != chosen) {
+            let first = wanted.unwrap_or(FIRST_PORT);
+            self.progress.ports = (first..=u16::MAX).filter(is_free).take(PORTS).collect();
+            self.progress.staged = false;
             self.progress.write(&self.desk.state)?;
         }
         Ok(())

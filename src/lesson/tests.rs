@@ -253,3 +253,17 @@ fn commands_find_this_program_and_the_lessons_home() {
     let home = desk.home.display();
     assert_eq!(said, format!("{home}\n{home}/state/lesson/bin/catnap\n{home}/desk\n"));
 }
+
+#[test]
+fn ports_stay_unless_others_are_wanted() {
+    let room = Room::new();
+    let mut player = room.player(LESSON, false);
+    player.choose_ports(None).unwrap();
+    let before = player.progress.ports.clone();
+    assert_eq!(before.len(), 4);
+    player.arrive(1, true).unwrap();
+    player.choose_ports(before.first().copied()).unwrap();
+    assert_eq!((&player.progress.ports, player.progress.staged), (&before, true));
+    player.choose_ports(Some(before[3] + 1)).unwrap();
+    assert!(player.progress.ports[0] > before[3] && !player.progress.staged);
+}
