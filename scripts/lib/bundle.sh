@@ -103,7 +103,11 @@ pack_emulator() {
     tree=${emulator:-}
     if [ -n "$tree" ] && [ -e "$tree/complete" ]; then program=$tree/usr/bin/qemu-system-x86_64; else
         tree=''
-        program=$(command -v qemu-system-x86_64)
+        # What is first in the PATH may be somebody's script around the program.
+        program=$(for program in $(type -ap qemu-system-x86_64); do
+            ! ldd "$program" >/dev/null 2>&1 || { echo "$program" && break; }
+        done)
+        [ -n "$program" ] || die 5 "qemu-system-x86_64 is no program that can be packed"
     fi
     cp -L "$program" "$1/lib/qemu-system-x86_64"
     copy_libraries "$program" "$1/lib"

@@ -9,7 +9,7 @@ target=$root/target/x86_64-unknown-linux-gnu
 # Exit codes are those of catnap itself: 1 failed, 2 usage, 3 not found, 4 wrong state, 5 host unusable.
 # Whether this is a folder that was packed to be carried about (scripts/lesson --bundle): nothing can be built or fetched.
 bundled() { [ -e "$root/.bundle" ]; }
-! bundled || PATH=$PATH:$root/bin
+! bundled || PATH=$root/bin:$PATH
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
