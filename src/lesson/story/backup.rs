@@ -59,7 +59,7 @@ pub const CHAPTER: Chapter = Chapter {
                           speed; the guest waits for the fork and for nothing else.",
             }),
             notes: Notes {
-                minutes: 4,
+                minutes: 3,
                 say: "Have somebody count aloud with the page. Then show the two numbers: the pause, and how long the \
                       command took. A snapshot is of one instant; making it takes longer than that.",
                 wrong: "On a busy laptop the pause may reach tens of milliseconds. It is measured, so say what you see.",

@@ -29,7 +29,7 @@ pub const CHAPTER: Chapter = Chapter {
             ],
             figure: "{small.requests_per_second} requests per second",
             notes: Notes {
-                minutes: 2,
+                minutes: 1,
                 say: "The work is arithmetic, so only more CPU helps. Ask what would help if it waited for a disk.",
                 wrong: "Numbers differ between laptops, and with what else runs on them. Only compare your own.",
             },
@@ -92,7 +92,7 @@ pub const CHAPTER: Chapter = Chapter {
                           only the clock on the wall was put right.",
             }),
             notes: Notes {
-                minutes: 4,
+                minutes: 3,
                 say: "Most clouds make you stop, change the flavour, and boot. There the counter would begin at 0, and \
                       whatever was in memory would be gone. Here the machine had room reserved from the start: its \
                       envelope.",

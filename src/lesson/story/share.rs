@@ -9,7 +9,8 @@ pub const CHAPTER: Chapter = Chapter {
     aim: "Share a machine with others, know what travels with it, and what it means to start one of a stranger's.",
     strike: &[
         "[ ! -d emil ] || CATNAP_HOME=emil catnap rm --force bella >/dev/null 2>&1",
-        "rm -rf emil frida anna.catnap bad.catnap",
+        "[ ! -d frida ] || CATNAP_HOME=frida catnap rm --force carla >/dev/null 2>&1",
+        "rm -rf emil frida anna.catnap bad.catnap public.catnap",
     ],
     steps: &[
         Step {
@@ -191,6 +192,77 @@ pub const CHAPTER: Chapter = Chapter {
                 say: "Starting an image is running somebody's program, as root, with memory that already runs. It may do \
                       something from its first instruction on.",
                 wrong: "Nothing: the refusal is the lesson. Exit code 6 means damaged.",
+            },
+            ..Step::EMPTY
+        },
+        Step {
+            name: "scrub",
+            title: "Scrub it first",
+            story: "Anna does it again, and better: she has a copy made from which keys, logs and histories are removed, and \
+                    the file with the password too.",
+            watch: "What is left, when it is searched again.",
+            stage: &["catnap restore anna@party -p {port}:80"],
+            needs: &["anna@party"],
+            makes: &["anna@public"],
+            acts: &[
+                run("catnap snapshot scrub anna@party anna@public --also /root/shop.conf --json").named("scrub"),
+                run("catnap snapshot inspect --secrets anna@public").named("left"),
+            ],
+            claims: &[
+                Claim {
+                    says: "{scrub.secrets} secrets are left in the copy, and it is a {scrub.kind} snapshot: memory stays at \
+                           home.",
+                    holds: |f| Some(f.number("scrub.secrets")? == 0.0 && f.text("scrub.kind")? != "live"),
+                },
+                Claim {
+                    says: "Neither the key nor the password is found any more.",
+                    holds: |f| {
+                        let left = f.text("left.text")?;
+                        Some(!left.contains("private key") && !left.contains("password"))
+                    },
+                },
+            ],
+            figure: "{scrub.secrets} secrets are left",
+            notes: Notes {
+                minutes: 2,
+                say: "A list finds what is where it usually is. The file with the password was Anna's own idea, so she had to \
+                      name it. Best is an image that was made from a recipe and never had a secret.",
+                wrong: "It boots a small machine to do so, which takes a few seconds.",
+            },
+            ..Step::EMPTY
+        },
+        Step {
+            name: "recolour",
+            title: "A kitten of another colour",
+            story: "Frida gets the scrubbed file. Her machine boots, has a kitten of its own colour, and nobody's keys.",
+            watch: "The third page: whose kitten is grey?",
+            stage: &["catnap restore anna@party -p {port}:80"],
+            needs: &["anna@party", "anna@public"],
+            acts: &[
+                run("catnap snapshot export anna@public public.catnap --yes"),
+                run("CATNAP_HOME=frida catnap snapshot import public.catnap"),
+                run("CATNAP_HOME=frida catnap restore anna@public --name carla -p {port3}:80 --set colour=grey"),
+                run("CATNAP_HOME=frida catnap exec carla -- sh -c 'cat /root/.ssh/id_ed25519 /root/shop.conf 2>&1 || true'")
+                    .named("nothing"),
+            ],
+            looks: &[At { name: "grey", port: "port3", path: "/" }],
+            claims: &[
+                Claim {
+                    says: "Her kitten is grey.",
+                    holds: |f| Some(f.text("grey.text")?.contains("class=\"grey\"")),
+                },
+                Claim {
+                    says: "Neither key nor password came along.",
+                    holds: |f| {
+                        let nothing = f.text("nothing.text")?;
+                        Some(!nothing.contains("PRIVATE KEY") && !nothing.contains("Tuna4Ever"))
+                    },
+                },
+            ],
+            notes: Notes {
+                minutes: 1,
+                say: "Shared once, changed by everybody for themselves: that is what images are for.",
+                wrong: "The third port is taken: catnap lesson reset, and run --port with another one.",
             },
             ..Step::EMPTY
         },
