@@ -32,6 +32,7 @@ pub mod machine;
 pub mod control;
 
 // Floor 6: what shows and steers machines for people.
+pub mod lesson;
 pub mod web;
 
 // Floor 7: the verbs.

@@ -7,6 +7,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=$root/target/x86_64-unknown-linux-gnu
 
 # Exit codes are those of catnap itself: 1 failed, 2 usage, 3 not found, 4 wrong state, 5 host unusable.
+# Whether this is a folder that was packed to be carried about (scripts/lesson --bundle): nothing can be built or fetched.
+bundled() { [ -e "$root/.bundle" ]; }
+! bundled || PATH=$root/bin:$PATH
+
 say() { printf '%s\n' "$*" >&2; }
 die() {
     local code=$1
@@ -50,6 +54,7 @@ apt_install() {
 
 # The compiler and the C compiler that the bundled SQLite and zstd are built with.
 need_cargo() {
+    ! bundled || return 0
     PATH=$PATH:$HOME/.cargo/bin
     command -v cargo >/dev/null || die 5 "cargo is missing
 try: https://rustup.rs, Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml") or newer"
@@ -78,8 +83,20 @@ free_port() {
     echo $port
 }
 
+# free_ports COUNT: the first of so many in a row, from 8080 if they are free.
+free_ports() {
+    local first=8080 port
+    while :; do
+        for ((port = first; port < first + $1; port++)); do ! port_taken $port || break; done
+        [ $port -lt $((first + $1)) ] || break
+        first=$(free_port)
+    done
+    echo "$first"
+}
+
 # Builds the guest's program as build.rs does, in the folder that build.rs uses, so that neither does it twice.
 build_guest() {
+    ! bundled || return 0
     need_cargo
     (cd "$root" && cargo build --quiet --release --locked --manifest-path guest/Cargo.toml --target-dir target/guest) ||
         die 1 "the guest's program does not build"
@@ -87,6 +104,7 @@ build_guest() {
 
 # Builds catnap for release (and with it the guest's program, which it carries).
 build_catnap() {
+    ! bundled || return 0
     need_cargo
     (cd "$root" && cargo build --quiet --release --locked) || die 1 "catnap does not build"
 }

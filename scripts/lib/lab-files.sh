@@ -5,6 +5,7 @@
 
 # Where the kernel and busybox are kept, for all labs of this user.
 downloads=${XDG_CACHE_HOME:-$HOME/.cache}/catnap-lab/packages
+! bundled || downloads=$root/lab
 
 # What the host needs beyond its kernel. One that is not there is built in, as some are in Ubuntu's.
 modules="kvm-amd virtio_pci virtio_blk virtio_net tun"

@@ -16,8 +16,10 @@ mod image;
 mod inspect;
 mod key;
 mod launch;
+mod lesson;
 mod load;
 mod logs;
+mod man;
 mod monitor;
 mod pause;
 mod ps;
@@ -90,7 +92,9 @@ This host:
   image       Make, list and remove base images
   dashboard   Show machines and snapshots on a page, live
   doctor      Find out whether this host can run machines, and what to do if not
+  lesson      Learn what a snapshot is, with real machines
   completion  Print a script that teaches a shell to complete
+  man         Print the manual page, or write one for each verb
 
 Begin with:
   catnap doctor
@@ -126,7 +130,9 @@ enum Verb {
     Image(image::Args),
     Doctor(doctor::Args),
     Dashboard(dashboard::Args),
+    Lesson(lesson::Args),
     Completion(completion::Args),
+    Man(man::Args),
 }
 
 /// Runs the program and gives its exit code.
@@ -161,7 +167,9 @@ pub fn main() -> ExitCode {
         Verb::Image(args) => image::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Dashboard(args) => dashboard::run(args),
+        Verb::Lesson(args) => lesson::run(args),
         Verb::Completion(args) => completion::run(args),
+        Verb::Man(args) => man::run(args),
     };
     outcome.unwrap_or_else(|failure| {
         ui::failure(&failure);
@@ -241,6 +249,10 @@ mod tests {
             "catnap snapshot inspect --secrets --find meow --find purr anna@a",
             "catnap snapshot push --disk-only --dry-run -y anna@a localhost:5000/anna:a",
             "catnap snapshot pull --name b@c --plain-http host.example/anna:a",
+            "catnap lesson run backup --until backup/rows --auto --json --home /tmp/class",
+            "catnap lesson --home /tmp/class reset --to scale",
+            "catnap lesson visit anna --ring crash",
+            "catnap man",
         ] {
             assert_eq!(parse(good), Ok(()), "{good}");
         }
@@ -290,6 +302,11 @@ mod tests {
             "catnap snapshot inspect --secrets --find abc anna@a",
             "catnap snapshot prune --older-than 7",
             "catnap snapshot prune --images --machine anna",
+            "catnap lesson",
+            "catnap lesson run --json",
+            "catnap lesson run --pace -1",
+            "catnap lesson run --port 99999",
+            "catnap lesson rows",
         ] {
             assert_eq!(parse(bad), Err(2), "{bad}");
         }

@@ -36,6 +36,10 @@ pub fn spawn_detached(program: &Path, args: &[&str], log: &Path) -> io::Result<D
     let log = File::options().append(true).create(true).open(log)?;
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    // What is relative to this folder would mean another one there.
+    if let Some(home) = std::env::var_os("CATNAP_HOME").filter(|home| !home.is_empty()) {
+        command.env("CATNAP_HOME", std::path::absolute(home)?);
+    }
     // SAFETY: between fork and exec only what signal-safety(7) allows may run; setsid is such a call.
     unsafe {
         command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });

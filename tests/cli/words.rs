@@ -127,3 +127,39 @@ fn completions_know_the_verbs_and_ask_for_machines() {
         }
     }
 }
+
+#[test]
+fn every_verb_has_a_manual_page() {
+    let house = House::new();
+    let page = house.catnap("man");
+    assert_eq!(page.code, Some(0));
+    assert!(page.out.contains(".TH") && page.out.contains("doctor"), "{}", page.out);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    house.catnap(&format!("man {path}")).gives(&format!("{path}\n"));
+    for (verb, word) in [("catnap", "restore"), ("catnap-restore", "cold"), ("catnap-snapshot-create", "doorbell")] {
+        let page = std::fs::read_to_string(folder.path().join(format!("{verb}.1"))).unwrap();
+        assert!(page.contains(".TH") && page.contains(word), "{verb}");
+    }
+    house.catnap(&format!("man {path}/none")).refuses(3, "there is no folder");
+}
+
+#[test]
+fn the_lesson_knows_where_it_lives_and_asks_nobody_who_is_not_there() {
+    let house = House::new();
+    let list = house.catnap("lesson list");
+    assert_eq!(list.code, Some(0));
+    assert!(list.out.contains("→  prologue/doctor") && list.out.contains("transient/replacement"), "{}", list.out);
+    let home = house.store().root().parent().unwrap().join("lesson");
+    let check = house.catnap("lesson check");
+    assert_eq!(
+        (check.code, check.out.as_str()),
+        (Some(0), &*format!("home: {}\nlast: -\nnext: prologue/doctor\n", home.display()))
+    );
+    house.catnap("lesson run").refuses(4, "nobody is there");
+    house.catnap("lesson run --auto nowhere").refuses(3, "no step nowhere");
+    house.catnap("lesson reset --to backup/7").refuses(3, "no step backup/7");
+    assert_eq!(house.catnap("lesson reset").code, Some(0));
+    let notes = house.catnap("lesson list --notes");
+    assert!(notes.out.contains("goes wrong: ") && notes.out.contains("→ C. "), "{}", notes.out);
+}
