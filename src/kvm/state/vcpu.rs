@@ -119,7 +119,10 @@ impl VcpuState {
         fd.set_regs(&self.regs.0).map_err(ioctl("KVM_SET_REGS"))?;
         fd.set_sregs(&self.sregs.0).map_err(ioctl("KVM_SET_SREGS"))?;
         set_xsave(fd, &self.xsave.0, host.xsave_size)?;
-        fd.set_xcrs(&self.xcrs.0).map_err(ioctl("KVM_SET_XCRS"))?;
+        // A guest that was shown no XSAVE has never set any, and a host may have none either.
+        if self.has_xsave() {
+            fd.set_xcrs(&self.xcrs.0).map_err(ioctl("KVM_SET_XCRS"))?;
+        }
         fd.set_debug_regs(&self.debug_regs.0).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
         fd.set_lapic(&self.lapic.0).map_err(ioctl("KVM_SET_LAPIC"))?;
         set_msrs(fd, &self.msrs)?;
@@ -140,6 +143,11 @@ impl VcpuState {
             return Ok(());
         }
         Err(Error::TscRate { saved, here })
+    }
+
+    /// Whether the guest was shown XSAVE (CPUID leaf 1, ECX bit 26).
+    fn has_xsave(&self) -> bool {
+        self.cpuid.iter().any(|entry| entry.0.function == 1 && entry.0.ecx >> 26 & 1 == 1)
     }
 
     /// What it was shown of a CPU.
