@@ -242,7 +242,7 @@ impl Lesson {
         let ticks = self.figure("time-figures", "half-seconds counted by the guest");
         let before = self.browser.until(&format!("+{ticks}"));
         let (line, number) = self.press("Take a live snapshot");
-        assert_eq!(line, "catnap snapshot create anna");
+        assert_eq!(line, "catnap snapshot create anna@live-1");
         self.ended(number, "done");
         let still = self.browser.until(&self.figure("time-figures", "stood still for the last snapshot"));
         let written = self.browser.until(&self.figure("time-figures", "then written behind its back for"));
