@@ -92,10 +92,8 @@ impl Lesson {
 
     fn show(&self, view: &str) {
         self.browser.click(&format!("nav a[href='#{view}']"));
-        assert_eq!(
-            self.browser.of("[...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id).join()"),
-            view
-        );
+        let shown = "[...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id).join()";
+        self.browser.until(&format!("{shown} === '{view}'"));
     }
 
     /// Pictures of this view, large and small, by day and by night; nothing may stick out on a phone.
