@@ -92,10 +92,8 @@ impl Lesson {
 
     fn show(&self, view: &str) {
         self.browser.click(&format!("nav a[href='#{view}']"));
-        assert_eq!(
-            self.browser.of("[...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id).join()"),
-            view
-        );
+        let shown = "[...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id).join()";
+        self.browser.until(&format!("{shown} === '{view}'"));
     }
 
     /// Pictures of this view, large and small, by day and by night; nothing may stick out on a phone.
@@ -242,7 +240,7 @@ impl Lesson {
         let ticks = self.figure("time-figures", "half-seconds counted by the guest");
         let before = self.browser.until(&format!("+{ticks}"));
         let (line, number) = self.press("Take a live snapshot");
-        assert_eq!(line, "catnap snapshot create anna");
+        assert_eq!(line, "catnap snapshot create anna@live-1");
         self.ended(number, "done");
         let still = self.browser.until(&self.figure("time-figures", "stood still for the last snapshot"));
         let written = self.browser.until(&self.figure("time-figures", "then written behind its back for"));

@@ -59,7 +59,7 @@ fn looked_at(machine: &Machine, act: impl FnOnce()) {
             let pages: u32 = map.cells.iter().flat_map(|cell| <[u32; 5]>::from(*cell)).sum();
             assert_eq!((u64::from(pages), map.since_snapshot), ((256 << 20) / PAGE, true));
             looks += 1;
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(50));
         }
         looks
     });
@@ -67,7 +67,7 @@ fn looked_at(machine: &Machine, act: impl FnOnce()) {
     drop(enough);
     let looks = looking.join().expect("maps");
     println!("  looked at the memory map {looks} times meanwhile");
-    assert!(looks > 20, "only {looks} looks");
+    assert!(looks > 5, "only {looks} looks");
 }
 
 /// Has memory written: by the CPU, by the disk (into the page cache), by the socket device, and given back.

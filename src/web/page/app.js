@@ -90,6 +90,11 @@ const free = base => {
   const taken = state.machines.map(machine => machine.name);
   for (let n = 2; ; n++) if (!taken.includes(`${base}-${n}`)) return `${base}-${n}`;
 };
+// A name that no snapshot has.
+const unused = base => {
+  const taken = tree.lines.flatMap(({ snapshot: it }) => it?.names ?? []);
+  for (let n = 1; ; n++) if (!taken.includes(`${base}-${n}`)) return `${base}-${n}`;
+};
 // A name of which no machine has a number.
 const litter = () => {
   for (let n = 1; ; n++) {
@@ -102,10 +107,10 @@ const flavour = ["--cpus", "1", "--memory", "256M", "--max-cpus", "4", "--max-me
 
 function snapshotVerbs(machine) {
   if (!machine) return [];
-  const create = ["snapshot", "create", machine.name];
-  if (!lives(machine)) return [["Take a snapshot of the machine that is off", create]];
-  return [["Take a live snapshot", create], ["Take a crash snapshot", [...create, "--mode", "crash"]],
-    machine.state === "running" && ["Take a quiesced snapshot", [...create, "--mode", "quiesced"]]];
+  const create = kind => ["snapshot", "create", unused(`${machine.name}@${kind}`)];
+  if (!lives(machine)) return [["Take a snapshot of the machine that is off", create("clean")]];
+  return [["Take a live snapshot", create("live")], ["Take a crash snapshot", [...create("crash"), "--mode", "crash"]],
+    machine.state === "running" && ["Take a quiesced snapshot", [...create("quiesced"), "--mode", "quiesced"]]];
 }
 
 // --- the views ---
@@ -181,10 +186,6 @@ function showKitten(machine) {
 function showSnapshots(machine) {
   $("kinds").childElementCount || $("kinds").append(...Object.entries(KIND_WORDS).map(([kind, words]) => make("li", {}, make("span", { className: `kind ${kind}`, textContent: kind }), ` ${words}`)));
   verbs($("take-verbs"), snapshotVerbs(machine));
-  if (tree.version !== state.tree) {
-    const version = state.tree;
-    api("tree").then(lines => { tree = { version, lines }; drawTree(); draw(); }).catch(() => {});
-  }
   // Whoever has chosen none sees the latest.
   if (!tree.lines.some(({ snapshot: it }) => it?.digest === snapshot)) {
     const shots = tree.lines.flatMap(({ snapshot: it }) => it ?? []), taken = shots.filter(it => !it.image);
@@ -411,6 +412,11 @@ function draw() {
     setText(child, `${machine.name} · ${machine.state}`);
     child.setAttribute("aria-pressed", machine.name === chosen);
   });
+  if (tree.version !== state.tree && !tree.asked) {
+    const version = state.tree;
+    tree.asked = true;
+    api("tree").then(lines => { tree = { version, lines }; drawTree(); draw(); }).catch(() => { tree.asked = false; });
+  }
   SHOW[view](current());
   showJobs();
   trouble();
