@@ -116,7 +116,7 @@ run_guest_tests() {
     done
     if [[ browser-test = *"$filter"* ]]; then
         before=${#failed[@]}
-        step browser-test "$root/scripts/lib/browser-test" "$where" "$bin" "$home"
+        step browser-test browser_test
         if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
     fi
     [ $lost = 0 ] || keep_logs
@@ -151,6 +151,15 @@ guest_test() {
     tail -n 40 "$log" >&2
     say "   all of it: ${log#"$root/"}"
     return 1
+}
+
+# The same second try as for guest tests, when a guest's emulated CPU shut down.
+browser_test() {
+    "$root/scripts/lib/browser-test" "$where" "$bin" "$home" && return
+    [ "$where" = lab ] && grep -q 'triple fault' "$output/dashboard/ps.log" || return
+    say "   the emulated CPU of a guest shut down; the test begins again"
+    again+=(browser-test)
+    "$root/scripts/lib/browser-test" "$where" "$bin" "$home"
 }
 
 # What try_guest_test returns when the lab hung, and the tests that had a second try.
