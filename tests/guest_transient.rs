@@ -210,9 +210,9 @@ fn a_guest_without_an_agent_gets_an_error_and_then_a_blank_disk() {
     anna.snapshot("silent", &[]);
     drop(anna);
 
+    let bella = Machine::named("bella");
     let told = catnap(&["restore", "anna@silent", "--name", "bella", "--timeout", "0", "--json"]).succeeds().json();
     assert!(told["resumed"] == true && told.get("ready_us").is_none(), "{told}");
-    let bella = Machine::named("bella");
     within(PATIENCE, "the lost disk is an I/O error", || says(&bella, "bay: error"));
     within(2 * PATIENCE, "a blank disk takes its place", || says(&bella, "bay: blank"));
     let log = bella.console_log();

@@ -125,11 +125,13 @@ run_guest_tests() {
     [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"
 }
 
-# guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. Three things that were seen in
-# the lab alone give a test one more try, and are said at the end: the lab as a whole hangs, it restarts by itself, or a
-# guest ends with a triple fault. All three are the emulation's: with QEMU 7.2 they come about once in a hundred boots
-# and, when four vCPUs are busy, within minutes, to the emulated host as to its guests; with 10.0 they were not seen
-# again (lab-files.sh). On a host's own KVM there is no second try.
+# guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. Four things that were seen in
+# the lab alone give a test one more try, and are said at the end: the lab as a whole hangs, it restarts by itself, a
+# guest ends with a triple fault, or nothing moves until the time is over. The first three are the emulation's: with
+# QEMU 7.2 they come about once in a hundred boots and, when four vCPUs are busy, within minutes, to the emulated host
+# as to its guests; with 10.0 they were not seen again (lab-files.sh). The last was seen once in some hundreds of
+# tests, and its cause is not known: one-test writes down what every thread waited for. On a host's own KVM there is no
+# second try.
 guest_test() {
     local log="$output/guest/$1::$2.log" code=0
     try_guest_test "$1" "$2" "$log" || code=$?
@@ -140,8 +142,8 @@ guest_test() {
         "$root/scripts/lab" powercut && forget_store && carry "$root/target/test-home" "$home" || return
         code=0
         try_guest_test "$1" "$2" "$log" || code=$?
-    elif [ $code != 0 ] && [ "$where" = lab ] && grep -q 'triple fault' "$log"; then
-        say "   the emulated CPU of a guest shut down; the test begins again"
+    elif [ $code != 0 ] && [ "$where" = lab ] && grep -qE 'triple fault|ended by force' "$log"; then
+        say "   $(grep -qs 'triple fault' "$log" && echo "a guest's emulated CPU shut down" || echo "nothing moved any more"): the test begins again"
         again+=("$2")
         cp "$log" "$log.first"
         code=0

@@ -12,7 +12,7 @@ modules="kvm-amd virtio_pci virtio_blk virtio_net tun"
 
 # Host programs that people and tests want inside. The last ones only when they are there.
 programs="qemu-img mke2fs e2fsck"
-programs_wanted="curl strace"
+programs_wanted="curl strace tar zstd"
 
 # QEMU's emulation of a host with guests of its own was at fault before this version: with 7.2, Debian 12's, the host
 # or a guest ends in a triple fault about once in a hundred boots, and every few minutes when four vCPUs are busy.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::frames::FrameWriter;
 use super::{BLOCK, Error, Progress, Watch, head, padding, signed, threads};
-use crate::snapshot::{self, Digest, MANIFEST, Manifest, Role, SecretKey};
+use crate::snapshot::{self, Digest, MANIFEST, Manifest, Role, SecretKey, Signature};
 use crate::store::{Snapshot, Staging, Store};
 use crate::sys::files::At;
 use crate::sys::process;
@@ -20,8 +20,8 @@ pub struct Outgoing {
     manifest: Manifest,
     /// The manifest's bytes.
     bytes: Vec<u8>,
-    /// What stands before the archive when it is signed.
-    preface: Vec<u8>,
+    /// Of its owner's, when it is signed.
+    signature: Option<Signature>,
 }
 
 impl Outgoing {
@@ -40,13 +40,17 @@ impl Outgoing {
             Ok((same, _)) if same == manifest => fs::read(&stored).at("read", &stored)?,
             _ => manifest.to_bytes()?,
         };
-        Ok(Outgoing { staging, manifest, bytes, preface: Vec::new() })
+        Ok(Outgoing { staging, manifest, bytes, signature: None })
     }
 
     /// Has the key's owner stand for it.
-    pub fn sign(&mut self, key: &SecretKey) -> Result<(), Error> {
-        self.preface = signed::preface(&key.sign(&self.digest()))?;
-        Ok(())
+    pub fn sign(&mut self, key: &SecretKey) {
+        self.signature = Some(key.sign(&self.digest()));
+    }
+
+    /// Who stands for it, and how.
+    pub(super) fn signature(&self) -> Option<&Signature> {
+        self.signature.as_ref()
     }
 
     /// What is in it.
@@ -81,7 +85,8 @@ impl Outgoing {
 
     /// Writes the archive. Gives what was written to, and how many bytes that were.
     pub fn write<W: Write + Send + 'static>(&self, mut out: W, watch: Watch<'_>) -> Result<(W, u64), Error> {
-        out.write_all(&self.preface).map_err(Error::Write)?;
+        let preface = self.signature.as_ref().map_or(Ok(Vec::new()), signed::preface)?;
+        out.write_all(&preface).map_err(Error::Write)?;
         let mut out = FrameWriter::new(out, threads()).map_err(Error::Write)?;
         let size = self.bytes.len() as u64;
         out.write_all(head(MANIFEST, size, &self.manifest)?.as_bytes()).map_err(Error::Write)?;
@@ -93,7 +98,7 @@ impl Outgoing {
         }
         out.write_all(&[0; 2 * BLOCK]).map_err(Error::Write)?;
         let (out, bytes) = out.finish().map_err(Error::Write)?;
-        Ok((out, bytes + self.preface.len() as u64))
+        Ok((out, bytes + preface.len() as u64))
     }
 
     fn write_file(

@@ -85,10 +85,10 @@ pub enum Error {
         of: u64,
     },
     /// It is signed, and not by that key or not for this snapshot.
-    #[error("the archive is refused: {0}")]
+    #[error("the snapshot is refused: {0}")]
     Signature(KeyError),
     /// Nobody who is known here stands for it.
-    #[error("the archive is refused: {}", unknown(.0))]
+    #[error("the snapshot is refused: {}", unknown(.0))]
     Unknown(Option<PublicKey>),
     /// The user wants it no more.
     #[error("interrupted")]

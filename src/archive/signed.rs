@@ -1,6 +1,7 @@
-//! The signature before an archive's first frame, which `zstd` skips.
+//! Signatures: before an archive's first frame, where `zstd` skips them, and beside the manifest in a registry.
 //!
-//! It is of the digest of the manifest, which comes right behind it: so it is checked before any file is read.
+//! They are of the digest of the snapshot's manifest, which comes right behind: so they are checked before any file is
+//! read.
 
 use std::io::{Cursor, Read};
 
@@ -25,6 +26,19 @@ pub fn preface(signature: &Signature) -> Result<Vec<u8>, Error> {
     Ok([&MAGIC[..], &(text.len() as u32).to_le_bytes(), &text].concat())
 }
 
+/// The signature as an annotation of a manifest in a registry.
+pub fn annotation(signature: &Signature) -> Result<String, Error> {
+    serde_json::to_string(signature).map_err(|error| Error::Write(error.into()))
+}
+
+/// Reads such an annotation.
+pub fn from_annotation(text: &str) -> Result<Signature, Error> {
+    if text.len() > Signature::MAX {
+        return Err(too_long());
+    }
+    serde_json::from_str(text).map_err(|error| Error::refused(format!("its signature cannot be read: {error}")))
+}
+
 /// Takes the signature from before an archive, if there is one; also gives the archive.
 pub fn take(mut input: impl Read + Send + 'static) -> Result<(Option<Signature>, impl Read + Send + 'static), Error> {
     let mut first = Vec::new();
@@ -35,15 +49,19 @@ pub fn take(mut input: impl Read + Send + 'static) -> Result<(Option<Signature>,
         input.read_exact(&mut length).map_err(Error::reading)?;
         let length = u32::from_le_bytes(length) as usize;
         if length > Signature::MAX {
-            return Err(Error::refused(format!("its signature has more than {} bytes", Signature::MAX)));
+            return Err(too_long());
         }
         let mut text = vec![0; length];
         input.read_exact(&mut text).map_err(Error::reading)?;
-        let wrong = |error| Error::refused(format!("its signature cannot be read: {error}"));
-        signature = Some(serde_json::from_slice(&text).map_err(wrong)?);
+        let text = String::from_utf8(text).map_err(|_| Error::refused("its signature is no text"))?;
+        signature = Some(from_annotation(&text)?);
         first.clear();
     }
     Ok((signature, Cursor::new(first).chain(input)))
+}
+
+fn too_long() -> Error {
+    Error::refused(format!("its signature has more than {} bytes", Signature::MAX))
 }
 
 /// Whether the snapshot of this digest is one of those that are taken; who has signed it.
@@ -81,6 +99,8 @@ mod tests {
         for end in MAGIC.len()..before.len() {
             assert!(taken(before[..end].to_vec()).is_err(), "{end}");
         }
+        assert_eq!(from_annotation(&annotation(&signature).unwrap()).unwrap(), signature);
+        assert!(matches!(from_annotation(&" ".repeat(Signature::MAX + 1)), Err(Error::Refused(_))));
         let long = [&MAGIC[..], &u32::MAX.to_le_bytes(), &[b' '; 4096]].concat();
         assert!(matches!(taken(long), Err(Error::Refused(_))));
         assert!(matches!(taken([&MAGIC[..], &[2, 0, 0, 0], b"{}"].concat()), Err(Error::Refused(_))));

@@ -76,7 +76,7 @@ impl From<archive::Error> for Failure {
                 is(Code::Refused).hint(format!("catnap key trust NAME {key}, once you know whose it is"))
             }
             archive::Error::Unknown(None) => {
-                is(Code::Refused).hint("catnap snapshot export --sign, or leave --require-signature away")
+                is(Code::Refused).hint("--sign with snapshot export or push, or leave --require-signature away")
             }
             archive::Error::BadName(_) => is(Code::Verify).hint("catnap snapshot import --name NAME@TAG"),
             archive::Error::Taken(_) => is(Code::Refused).hint("catnap snapshot import --name NAME@TAG"),

@@ -132,6 +132,11 @@ fn list(keys: Vec<Key>, json: bool) -> Result<(), Failure> {
     ui::table(&["NAME", "WHOSE", "KEY"], &rows)
 }
 
+/// The keys that are known here.
+pub fn known(house: &House) -> Result<Vec<PublicKey>, Failure> {
+    Ok(house.store().keys()?.into_iter().map(|key| key.key).collect())
+}
+
 /// Tells who has signed what has arrived.
 pub fn tell(house: &House, signed: Option<PublicKey>) -> Result<(), Failure> {
     let Some(key) = signed else {

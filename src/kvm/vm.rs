@@ -165,14 +165,9 @@ impl Vm {
         self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    /// Takes what KVM has noted since the last call: for each region of guest memory a bit per page of 4 KiB,
-    /// the lowest first.
-    pub fn take_dirty_log(&self) -> Result<Vec<Vec<u64>>, Error> {
-        self.mem.iter().enumerate().map(|(slot, region)| self.take_dirty_log_of(slot, region)).collect()
-    }
-
-    /// The same of one region, the one with this number.
-    pub fn take_dirty_log_of(&self, slot: usize, region: &Ram) -> Result<Vec<u64>, Error> {
+    /// Takes what KVM has noted since the last call of the region with this number: a bit per page of 4 KiB, the lowest
+    /// first.
+    pub fn take_dirty_log(&self, slot: usize, region: &Ram) -> Result<Vec<u64>, Error> {
         self.fd.get_dirty_log(slot as u32, region.len() as usize).map_err(ioctl("KVM_GET_DIRTY_LOG"))
     }
 

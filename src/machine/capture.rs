@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use vm_memory::GuestMemoryBackend;
 
 use super::memory_file::{Plan, Writing};
 use super::wake::{VCPU_VERSION, VM_VERSION};
@@ -230,7 +231,7 @@ impl Machine {
         let Some((data, index)) = files else { return Ok(moment) };
         let plan = match tracking.base.filter(|_| log.on) {
             Some(base) => {
-                let taken = Dirty::take(&self.mem, &self.vm.take_dirty_log()?)?;
+                let taken = Dirty::take(&self.mem, &self.take_logs()?)?;
                 let plan = Plan::changed(&self.mem, &taken);
                 (moment.parent, moment.taken) = (Some(base), Some(taken));
                 plan
@@ -238,7 +239,7 @@ impl Machine {
             // All of it is written, so whatever was noted before is of no use.
             None => {
                 if log.on {
-                    self.vm.take_dirty_log()?;
+                    self.take_logs()?;
                 }
                 Dirty::forget(&self.mem);
                 Plan::full(&self.mem)
@@ -260,6 +261,21 @@ impl Machine {
             log.on = true;
         }
         Ok(moment)
+    }
+
+    /// KVM's log of each region, which begins anew. When one cannot be had, those before it are kept for the next time.
+    fn take_logs(&self) -> Result<Vec<Vec<u64>>, Error> {
+        let mut logs = Vec::new();
+        for (slot, region) in self.mem.iter().enumerate() {
+            match self.vm.take_dirty_log(slot, region) {
+                Ok(log) => logs.push(log),
+                Err(error) => {
+                    self.mem.iter().zip(logs).for_each(|(region, log)| Dirty::absorb(region, log));
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(logs)
     }
 
     /// Makes one layer of all that the disk has got by snapshots, while the guest runs. Layers that snapshots hold

@@ -117,7 +117,7 @@ impl Machine {
         }
         for (slot, region) in self.mem.iter().enumerate() {
             // One after the other: what is read of one is safe before another can fail.
-            Dirty::absorb(region, self.vm.take_dirty_log_of(slot, region)?);
+            Dirty::absorb(region, self.vm.take_dirty_log(slot, region)?);
         }
         // While a snapshot is taken, pages are compared with that one.
         Ok(self.tracking.try_lock().map_or(true, |tracking| tracking.base.is_some()))

@@ -77,7 +77,7 @@ fn who_stands_for_a_snapshot_is_told() {
 
     // Ben does not know the key yet.
     for path in [signed, plain] {
-        ben.catnap(&format!("snapshot import {path} --require-signature")).refuses(4, "the archive is refused");
+        ben.catnap(&format!("snapshot import {path} --require-signature")).refuses(4, "the snapshot is refused");
     }
     assert_eq!(ben.store().names().unwrap(), []);
     let said = ben.catnap(&format!("snapshot import {signed}"));

@@ -137,3 +137,24 @@ fn nobody_is_asked_in_vain_and_memory_can_stay_behind() {
     assert_eq!(said.code, Some(3), "{said:?}");
     nothing_has_come(&other);
 }
+
+#[test]
+fn a_signature_travels_along() {
+    let (registry, anna, ben) = (Registry::start(), House::new(), House::new());
+    Shot::new(&anna.store(), Kind::Crash, "anna@one", 0).with_kernel(1 << 20).filled(1, 7).take();
+    let key = anna.catnap("key new anna");
+    let (key, signed, plain) = (key.out.trim(), registry.at("signed"), registry.at("plain"));
+    let pushed = anna.catnap(&format!("snapshot push anna@one {signed} --sign anna --yes --json"));
+    assert_eq!(json(&pushed)["signed"], key);
+    push(&anna, "anna@one", &plain);
+    for source in [&signed, &plain] {
+        let pull = format!("snapshot pull {source} --require-signature");
+        ben.catnap(&pull).refuses(4, "the snapshot is refused");
+    }
+    nothing_has_come(&ben);
+    assert_eq!(ben.catnap(&format!("key trust ann {key}")).code, Some(0));
+    let said = ben.catnap(&format!("snapshot pull {signed} --require-signature"));
+    assert!(said.code == Some(0) && said.err.contains("signed by ann\n"), "{said:?}");
+    let said = ben.catnap(&format!("snapshot pull {plain}"));
+    assert!(said.code == Some(0) && said.err.contains("nobody stands for it"), "{said:?}");
+}

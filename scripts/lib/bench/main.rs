@@ -7,6 +7,7 @@
 
 mod boot;
 mod clones;
+mod export;
 mod look;
 mod monitor;
 mod parts;
@@ -40,6 +41,8 @@ enum Part {
     Restore,
     /// What memory clones of one snapshot cost
     Clones,
+    /// A snapshot as one file, beside tar and zstd
+    Export,
     /// What a registry is sent of successive snapshots
     Push,
     /// What another size brings, and how soon
@@ -63,7 +66,7 @@ struct Args {
     /// A kernel in place of the image's
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's memory; several, with commas [default: boot 128M, clones, push and resize 256M, others 256M,1G,4G]
+    /// The guest's memory; several, with commas [default: boot 128M, clones, export, push and resize 256M, others 256M,1G,4G]
     #[arg(long, value_name = "SIZE", value_delimiter = ',')]
     memory: Vec<Size>,
     /// How often everything is measured
@@ -99,7 +102,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let bench = parts::Bench::begin(args)?;
     let mut sections = Vec::new();
-    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones, Part::Push] {
+    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones, Part::Export, Part::Push] {
         if [part, Part::All].contains(&args.part) {
             bench.measure(part, &mut sections)?;
         }

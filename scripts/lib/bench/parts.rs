@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::monitor::{Catnap, Guest, Monitor, Nap};
 use crate::report::{Column, Row, Section};
-use crate::{Args, Part, Result, boot, clones, push, resize, restore, snapshot};
+use crate::{Args, Part, Result, boot, clones, export, push, resize, restore, snapshot};
 
 /// What all parts begin with.
 pub struct Bench<'a> {
@@ -40,7 +40,7 @@ impl<'a> Bench<'a> {
     pub fn measure(&self, part: Part, sections: &mut Vec<Section>) -> Result<()> {
         let sizes: &[Size] = match part {
             Part::Boot => &[Size::mib(128)],
-            Part::Clones | Part::Push | Part::Resize => &[Size::mib(256)],
+            Part::Clones | Part::Export | Part::Push | Part::Resize => &[Size::mib(256)],
             Part::Snapshot | Part::Restore | Part::All => &[Size::mib(256), Size::mib(1024), Size::mib(4096)],
         };
         let sizes = if self.args.memory.is_empty() { sizes } else { &self.args.memory };
@@ -50,6 +50,7 @@ impl<'a> Bench<'a> {
                 Part::Snapshot => sections.push(self.snapshots(memory)?),
                 Part::Restore => sections.push(self.restores(memory)?),
                 Part::Clones => self.clones(memory, sections)?,
+                Part::Export => sections.push(self.exports(memory)?),
                 Part::Push => sections.push(self.pushes(memory)?),
                 Part::Resize => sections.push(self.resizes(memory)?),
                 Part::All => {}
@@ -111,6 +112,20 @@ impl<'a> Bench<'a> {
             sections.push(Section { guests: count, ..self.section("clones", title, memory, &clones::ROWS, columns) });
         }
         self.forget(&monitors, &naps)
+    }
+
+    /// Beside what anybody would do with the same files.
+    fn exports(&self, memory: Size) -> Result<Section> {
+        let catnap = self.catnap.with_memory(memory);
+        let work = tempfile::tempdir_in(self.catnap.beside())?;
+        let mut columns = ["catnap", "tar | zstd"].map(Column::new);
+        let runs = self.args.runs;
+        for run in 1..=runs {
+            eprintln!("bench: export, {memory}, run {run} of {runs}");
+            export::measure(&catnap, tempfile::tempdir_in(work.path())?.path(), &mut columns)?;
+        }
+        let title = format!("a snapshot of an idle guest with {memory} as one file, and back, {runs} runs");
+        Ok(self.section("export", title, memory, &export::ROWS, columns.into()))
     }
 
     /// Of Catnap alone: nobody else has that.

@@ -43,7 +43,10 @@ const TITLE: &str = "org.opencontainers.image.title";
 const KIND: &str = "vnd.catnap.snapshot.kind";
 const PARENT: &str = "vnd.catnap.snapshot.parent";
 
-/// The manifest in the registry. Nothing of it is needed but the digests and lengths.
+/// Who stands for it, as in front of an archive.
+const SIGNATURE: &str = "vnd.catnap.snapshot.signature";
+
+/// The manifest in the registry. Nothing of it is needed but the digests and lengths, and the signature.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Artifact {

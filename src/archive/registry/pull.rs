@@ -18,10 +18,11 @@ use zstd::zstd_safe::compress_bound;
 
 use super::list::{Chunk, Cut, List};
 use super::work::Work;
-use super::{ARTIFACT_TYPE, Artifact, CHUNK_TYPE, CONFIG_TYPE, Descriptor, LIST_TYPE, MANIFEST_TYPE, MAX_CHUNK, cut};
+use super::{ARTIFACT_TYPE, Artifact, CHUNK_TYPE, CONFIG_TYPE, Descriptor, LIST_TYPE, MANIFEST_TYPE};
+use super::{MAX_CHUNK, SIGNATURE, cut};
 use crate::archive::frames::decompress;
 use crate::archive::import::{Naming, check_staged, check_whole, choose_name, digests_of};
-use crate::archive::{Arrived, Error, Progress, Watch};
+use crate::archive::{Arrived, Error, Progress, Trust, Watch, signed};
 use crate::oci::{self, Client};
 use crate::snapshot::{self, Digest, Disk, MANIFEST, MAX_MANIFEST, Manifest, Role};
 use crate::store::{Listed, Snapshot, Staging, Store};
@@ -50,15 +51,28 @@ pub struct Pulled {
     pub content_bytes: u64,
 }
 
-/// Fetches what `client` leads to, and lets the snapshot appear when all of it was right.
-pub fn pull(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watch<'_>) -> Result<Pulled, Error> {
-    fetch(store, client, naming, watch).map_err(|error| match error {
+/// Fetches what `client` leads to, if it is one of those that are taken, and lets the snapshot appear when all of it
+/// was right.
+pub fn pull(
+    store: &Store,
+    client: &Arc<Client>,
+    naming: Naming<'_>,
+    trust: Trust<'_>,
+    watch: Watch<'_>,
+) -> Result<Pulled, Error> {
+    fetch(store, client, naming, trust, watch).map_err(|error| match error {
         Error::Refused(why) => Error::Unfit { what: client.reference().to_string(), why },
         other => other,
     })
 }
 
-fn fetch(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watch<'_>) -> Result<Pulled, Error> {
+fn fetch(
+    store: &Store,
+    client: &Arc<Client>,
+    naming: Naming<'_>,
+    trust: Trust<'_>,
+    watch: Watch<'_>,
+) -> Result<Pulled, Error> {
     watch(Progress { what: "the manifest", done: 0, total: None });
     let bytes = client.manifest(MANIFEST_TYPE)?;
     let artifact = parse(&bytes)?;
@@ -66,12 +80,14 @@ fn fetch(store: &Store, client: &Arc<Client>, naming: Naming<'_>, watch: Watch<'
     let manifest = Manifest::parse(&config, Path::new(MANIFEST))?;
     check_whole(&manifest)?;
     let digest = artifact.config.digest;
+    let signature = artifact.annotations.get(SIGNATURE).map(|text| signed::from_annotation(text)).transpose()?;
+    let signed = signed::judge(&digest, signature.as_ref(), trust)?;
     let name = choose_name(store, &manifest, &digest, naming)?;
     let sizes = manifest.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size));
     let content_bytes = sizes.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
     let mut fetched_bytes = bytes.len() as u64 + artifact.config.size;
     let pulled = |snapshot, known, fetched_chunks, fetched_bytes| Pulled {
-        arrived: Arrived { snapshot, name: name.clone(), known, signed: None },
+        arrived: Arrived { snapshot, name: name.clone(), known, signed },
         artifact: Digest::of(&bytes),
         chunks: artifact.layers.len() - 1,
         fetched_chunks,

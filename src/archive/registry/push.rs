@@ -11,9 +11,9 @@ use zstd::bulk::Compressor;
 use super::list::{Chunk, Cut, List, MAX_CHUNKS};
 use super::work::Work;
 use super::{ARTIFACT_TYPE, Artifact, CHUNK_TYPE, CONFIG_TYPE, CREATED, Descriptor, KIND, LIST_TYPE, MANIFEST_TYPE};
-use super::{MAX_CHUNK, PARENT, TITLE, cut};
+use super::{MAX_CHUNK, PARENT, SIGNATURE, TITLE, cut};
 use crate::archive::frames::LEVEL;
-use crate::archive::{Error, Outgoing, Progress, Watch};
+use crate::archive::{Error, Outgoing, Progress, Watch, signed};
 use crate::oci::{self, Client};
 use crate::snapshot::{Digest, Manifest};
 use crate::store::Store;
@@ -99,7 +99,7 @@ pub fn push(
         artifact_type: ARTIFACT_TYPE.into(),
         config: Descriptor::of(CONFIG_TYPE, config),
         layers,
-        annotations: annotations(outgoing.manifest()),
+        annotations: annotations(outgoing)?,
     };
     let bytes = serde_json::to_vec(&artifact).map_err(|error| Error::Write(error.into()))?;
     if bytes.len() as u64 > oci::MAX_MANIFEST {
@@ -212,10 +212,14 @@ fn compress(content: &[u8]) -> Result<Vec<u8>, Error> {
     Compressor::new(LEVEL).and_then(|mut compressor| compressor.compress(content)).map_err(Error::Write)
 }
 
-fn annotations(manifest: &Manifest) -> BTreeMap<String, String> {
+fn annotations(outgoing: &Outgoing) -> Result<BTreeMap<String, String>, Error> {
+    let manifest = outgoing.manifest();
     let mut annotations =
         BTreeMap::from([(TITLE.into(), manifest.name.clone()), (KIND.into(), manifest.kind.name().into())]);
     annotations.extend(rfc3339(manifest.created).map(|time| (CREATED.into(), time)));
     annotations.extend(manifest.parent.map(|parent| (PARENT.into(), parent.to_string())));
-    annotations
+    if let Some(signature) = outgoing.signature() {
+        annotations.insert(SIGNATURE.into(), signed::annotation(signature)?);
+    }
+    Ok(annotations)
 }

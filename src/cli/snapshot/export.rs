@@ -120,7 +120,9 @@ pub fn run(mut args: Args) -> Outcome {
         progress.count(format!("Exporting {}: {}", args.reference, now.what), now.done, now.total);
     };
     let mut outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
-    key.map_or(Ok(()), |key| outgoing.sign(&key))?;
+    if let Some(key) = &key {
+        outgoing.sign(key);
+    }
     let bytes = match to_stdout {
         true if args.encrypt_to.is_empty() => outgoing.write(io::stdout(), &mut watch)?.1,
         true => age::through(&args.encrypt_to, Stdio::inherit(), |age| Ok(outgoing.write(age, &mut watch)?))?,

@@ -109,7 +109,7 @@ pub fn bring(house: &House, reference: &str) -> Result<Option<Snapshot>, Failure
     let (arrived, how) = if reference.ends_with(archive::SUFFIX) {
         (import(house, reference, Naming::OwnOrFree, false, None)?.0, "imported")
     } else if Reference::is_meant(reference) {
-        (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false)?.arrived, "pulled")
+        (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false, false)?.arrived, "pulled")
     } else {
         return Ok(None);
     };
@@ -128,7 +128,7 @@ fn import(
     known: bool,
     identity: Option<&Path>,
 ) -> Result<(Arrived, u64), Failure> {
-    let keys: Vec<PublicKey> = house.store().keys()?.into_iter().map(|key| key.key).collect();
+    let keys = key::known(house)?;
     let trust = if known { Trust::Only(&keys) } else { Trust::Anybody };
     let progress = ui::Progress::begin(format!("Importing {file}"));
     let read = Arc::new(AtomicU64::new(0));

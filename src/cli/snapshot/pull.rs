@@ -7,12 +7,12 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::import;
-use crate::archive::{self, Naming, registry};
+use crate::archive::{self, Naming, Trust, registry};
 use crate::cli::home::House;
-use crate::cli::{Outcome, ui};
+use crate::cli::{Outcome, key, ui};
 use crate::control::Failure;
 use crate::oci::{Access, Client, Reference};
-use crate::snapshot::{Digest, Kind};
+use crate::snapshot::{Digest, Kind, PublicKey};
 use crate::sys::process;
 
 /// Pull a snapshot from a registry
@@ -33,6 +33,9 @@ pub struct Args {
     /// What it is to be called [default: what it was called]
     #[arg(short, long, value_name = "NAME@TAG")]
     name: Option<String>,
+    /// Take it only when a key that is known here has signed it (`catnap key ls`)
+    #[arg(long)]
+    require_signature: bool,
     /// Speak to a registry elsewhere without encryption
     #[arg(long)]
     plain_http: bool,
@@ -62,6 +65,9 @@ struct Pulled {
     content_bytes: u64,
     /// Whether all of it was here already.
     known: bool,
+    /// Who has signed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<PublicKey>,
     seconds: f64,
 }
 
@@ -72,7 +78,7 @@ pub fn run(args: Args) -> Outcome {
     let begun = Instant::now();
     let naming = import::naming(args.name.as_deref())?;
     let source: Reference = args.source.parse()?;
-    let done = pull(&house, &source, naming, args.plain_http)?;
+    let done = pull(&house, &source, naming, args.require_signature, args.plain_http)?;
     let pulled = Pulled {
         reference: source.to_string(),
         artifact: done.artifact,
@@ -84,6 +90,7 @@ pub fn run(args: Args) -> Outcome {
         fetched_bytes: done.fetched_bytes,
         content_bytes: done.content_bytes,
         known: done.arrived.known,
+        signed: done.arrived.signed,
         seconds: begun.elapsed().as_secs_f64(),
     };
     match args.json {
@@ -91,21 +98,25 @@ pub fn run(args: Args) -> Outcome {
         false => {
             ui::data(format!("{}\n", pulled.name))?;
             ui::note(tell(&pulled));
+            key::tell(&house, pulled.signed)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pulls, and shows how far that is.
+/// Pulls, and shows how far that is. If `known`, only what a known key has signed.
 pub fn pull(
     house: &House,
     source: &Reference,
     naming: Naming<'_>,
+    known: bool,
     plain_http: bool,
 ) -> Result<registry::Pulled, Failure> {
+    let keys = key::known(house)?;
+    let trust = if known { Trust::Only(&keys) } else { Trust::Anybody };
     let client = Arc::new(Client::new(source, Access::Pull, plain_http)?);
     let progress = ui::Progress::begin(format!("Pulling {source}"));
-    let pulled = registry::pull(house.store(), &client, naming, &mut |now| {
+    let pulled = registry::pull(house.store(), &client, naming, trust, &mut |now| {
         progress.count(format!("Pulling {source}: {}", now.what), now.done, now.total);
     });
     pulled.map_err(|error| match error {

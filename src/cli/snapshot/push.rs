@@ -13,7 +13,8 @@ use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
 use crate::control::{Code, Failure};
 use crate::oci::{Access, Client, Reference, Version};
-use crate::snapshot::{Digest, Kind};
+use crate::snapshot::{Digest, Kind, PublicKey, SecretKey};
+use crate::spec::Name;
 use crate::sys::process;
 
 /// Push a snapshot to a registry
@@ -43,6 +44,9 @@ pub struct Args {
     /// Only say what would be sent
     #[arg(long)]
     dry_run: bool,
+    /// Stand for it with this key of yours (`catnap key new`)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<Name>,
     /// A string to search for, beside the usual secrets; can be given several times
     #[arg(long, value_name = "STRING", value_parser = secrets::wanted)]
     find: Vec<String>,
@@ -81,6 +85,9 @@ struct Pushed {
     content_bytes: u64,
     /// How many different secrets were found in it.
     secrets: usize,
+    /// The key that stands for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<PublicKey>,
     /// Whether nothing was sent, and this is only what would be.
     dry_run: bool,
     seconds: f64,
@@ -95,6 +102,7 @@ pub fn run(args: Args) -> Outcome {
         return Err(Failure::new(Code::Usage, format!("{target} is a digest, and what is pushed gets a tag"))
             .hint("REGISTRY/REPOSITORY:TAG"));
     }
+    let key = args.sign.as_ref().map(|name| house.store().secret_key(name)).transpose()?;
     let client = Arc::new(Client::new(&target, Access::Push, args.plain_http)?);
     let going = Going::find(&house, &args.reference, false, args.disk_only, &args.find)?;
     going.ask(args.yes || args.dry_run, &format!("Push all of this to {target}?"), "nothing was pushed")?;
@@ -103,7 +111,10 @@ pub fn run(args: Args) -> Outcome {
     let mut watch = |now: archive::Progress<'_>| {
         progress.count(format!("Pushing {}: {}", args.reference, now.what), now.done, now.total);
     };
-    let outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
+    let mut outgoing = Outgoing::prepare(house.store(), &going.snapshot, going.memory, &mut watch)?;
+    if let Some(key) = &key {
+        outgoing.sign(key);
+    }
     let done = registry::push(house.store(), &outgoing, &client, args.dry_run, &mut watch)?;
     drop(progress);
     let pushed = Pushed {
@@ -118,6 +129,7 @@ pub fn run(args: Args) -> Outcome {
         stored_bytes: done.stored_bytes,
         content_bytes: outgoing.size(),
         secrets: going.report.findings.len(),
+        signed: key.as_ref().map(SecretKey::public),
         dry_run: args.dry_run,
         seconds: begun.elapsed().as_secs_f64(),
     };

@@ -84,6 +84,25 @@ impl Catnap {
         Ok(begun.elapsed())
     }
 
+    /// Writes a snapshot to a file; how long that took.
+    pub fn export(&self, nap: &Nap, file: &Path) -> Result<Duration> {
+        let begun = Instant::now();
+        said(self.verb("snapshot").args(["export", &nap.place, "--yes"]).arg(file))?;
+        Ok(begun.elapsed())
+    }
+
+    /// Takes a snapshot in from a file; how long that took.
+    pub fn import(&self, file: &Path) -> Result<Duration> {
+        let begun = Instant::now();
+        said(self.verb("snapshot").arg("import").arg(file))?;
+        Ok(begun.elapsed())
+    }
+
+    /// The folder with a snapshot's files.
+    pub fn files_of(&self, nap: &Nap) -> Result<PathBuf> {
+        Ok(self.store.resolve(&nap.place)?.dir)
+    }
+
     /// Wakes a machine from a registry.
     pub fn wake_at(&self, source: &str, folder: &Path) -> Result<Running> {
         let port = free_port()?;
