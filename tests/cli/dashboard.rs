@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -344,6 +344,9 @@ fn a_machines_page_is_shown_without_its_own_headers_and_without_an_origin() {
                 _ => format!("HTTP/1.1 200 OK\r\n\r\n{asked}"),
             };
             let _ = stream.write_all(answer.as_bytes());
+            // What is not read when a connection closes resets it, and may take the answer along.
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
         }
     });
     // A frame without an origin looks like a stranger to the browser: the key tells who may ask.
