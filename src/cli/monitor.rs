@@ -29,6 +29,8 @@ use crate::sys::program;
 const SHUTDOWN: u32 = 30;
 /// How long a guest may take until the monitor lets go of what the start needed.
 const START_UP: Duration = Duration::from_secs(300);
+/// How long those take who have waited for the guest.
+const FIRST_VISITS: Duration = Duration::from_secs(1);
 /// How long answers that are under way may take to get out at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -204,8 +206,12 @@ fn tidy(store: &Store, host: &Host) {
         Err(error) => tracing::warn!("what is left half made in the store stays: {error}"),
     }
     host.wait(Wait::Agent, START_UP);
-    if let Err(error) = program::give_back_text() {
-        tracing::debug!("the program's pages stay in memory: {error}");
+    // Once for what the start needed, and once for what the first to come needed, who wait for the agent too.
+    for pause in [Duration::ZERO, FIRST_VISITS] {
+        thread::sleep(pause);
+        if let Err(error) = program::give_back_text() {
+            tracing::debug!("the program's pages stay in memory: {error}");
+        }
     }
 }
 

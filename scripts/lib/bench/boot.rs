@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use crate::look::{self, READY, ask, shows, until};
 use crate::monitor::{Monitor, Running};
@@ -11,18 +12,22 @@ use crate::{Result, process};
 /// What the guest's program says first.
 const FIRST_LINE: &[u8] = b"catnap: init";
 
+/// Long enough for what follows a boot, a visit among them, to be over.
+const REST: Duration = Duration::from_secs(3);
+
 /// What is measured. The goals of times are for a host with real KVM.
-pub const ROWS: [Row; 5] = [
+pub const ROWS: [Row; 6] = [
     Row::new("first_line_ms", "guest's first line, ms", Goal::None),
     Row::new("page_ms", "first page (HTTP 200), ms", Goal::None),
     Row::new("control_ms", "control socket answers, ms", Goal::None),
     Row::new("control_cpu_ms", "CPU time until then, ms", Goal::AtMost(8.0)),
-    Row::new("memory_mib", "monitor's own memory, MiB", Goal::AtMost(5.0)),
+    Row::new("memory_mib", "own memory at the page, MiB", Goal::AtMost(5.0)),
+    Row::new("resting_mib", "own memory at rest, MiB", Goal::AtMost(5.0)),
 ];
 
 /// Boots a guest and takes the times, from process start: until the guest's first line is on the console, its
 /// site has sent its page, the control socket answers; the CPU time that the monitor has used by then, vCPUs not
-/// counted; and the monitor's own memory when the page has come.
+/// counted; and the monitor's own memory when the page has come, and when there was nothing to do for a while.
 pub fn measure(monitor: &dyn Monitor, folder: &Path) -> Result<Vec<Option<f64>>> {
     let mut running = monitor.start(folder)?;
     let sample = watch(monitor, &mut running).map_err(|error| running.blame(&*error));
@@ -47,8 +52,10 @@ fn watch(monitor: &dyn Monitor, running: &mut Running) -> Result<Vec<Option<f64>
         // Asking a guest that is not up costs the one monitor more than the other, so nobody asks before.
         until(begun, "ready", || shows(&running.console, READY))?;
         let (page, ()) = until(begun, "page", || look::page(running))?;
-        let memory = process::own_memory(pid, monitor.guest_memory())?;
+        let own_memory = || process::own_memory(pid, monitor.guest_memory()).map(|bytes| bytes as f64 / 1048576.0);
+        let memory = own_memory()?;
+        thread::sleep(REST);
         let times = [first_line, page, control, cpu].map(ms);
-        Ok(times.into_iter().chain([memory as f64 / 1048576.0]).map(Some).collect())
+        Ok(times.into_iter().chain([memory, own_memory()?]).map(Some).collect())
     })
 }
