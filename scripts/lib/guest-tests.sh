@@ -87,7 +87,7 @@ leave_lab() {
 }
 
 run_guest_tests() {
-    local filter=$1 program test passed=0 lost=0 before
+    local filter=$1 program test passed=0 lost=0
     rm -rf "$output/guest"
     mkdir -p "$output/guest"
     for program in "$output"/bin/guest*; do
@@ -96,13 +96,12 @@ run_guest_tests() {
             [[ $program::$test = *"$filter"* ]] || continue
             # What only scripts/soak runs.
             [[ $test != soak_* || $filter = *soak_* ]] || continue
-            before=${#failed[@]}
             if [ $SECONDS -lt "$budget" ]; then
-                step "$program::$test" guest_test "$program" "$test"
+                counted "$program::$test" guest_test "$program" "$test"
             else
                 failed+=("$program::$test, not begun: $((budget / 60)) minutes are over")
+                lost=$((lost + 1))
             fi
-            if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
         done
     done
     # They restart the whole host, and bring up another, so only one that is emulated will do. The second is for who
@@ -110,14 +109,10 @@ run_guest_tests() {
     for test in host-restart-test two-hosts-test; do
         [[ $where = lab && $test = *"$filter"* ]] || continue
         [[ $test != two-hosts-test || -n $filter ]] || continue
-        before=${#failed[@]}
-        step $test "$root/scripts/lib/$test" "$bin" "$home"
-        if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+        counted $test "$root/scripts/lib/$test" "$bin" "$home"
     done
     if [[ browser-test = *"$filter"* ]]; then
-        before=${#failed[@]}
-        step browser-test browser_test
-        if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+        counted browser-test browser_test
     fi
     [ $lost = 0 ] || keep_logs
     [ ${#again[@]} = 0 ] || printf 'needed a second try: %s\n' "${again[@]}" >&2
@@ -125,27 +120,31 @@ run_guest_tests() {
     [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"
 }
 
+# counted NAME COMMAND…: a step that counts as one test of run_guest_tests.
+counted() {
+    local before=${#failed[@]}
+    step "$@"
+    if [ ${#failed[@]} = "$before" ]; then passed=$((passed + 1)); else lost=$((lost + 1)); fi
+}
+
 # guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. Four things that were seen in
 # the lab alone give a test one more try, and are said at the end: the lab as a whole hangs, it restarts by itself, a
 # guest ends with a triple fault, or nothing moves until the time is over. The first three are the emulation's: with
 # QEMU 7.2 they come about once in a hundred boots and, when four vCPUs are busy, within minutes, to the emulated host
-# as to its guests; with 10.0 they were not seen again (lab-files.sh). The last was seen once in some hundreds of
+# as to its guests; with 10.0 none was seen for certain (lab-files.sh). The last was seen once in some hundreds of
 # tests, and its cause is not known: one-test writes down what every thread waited for. On a host's own KVM there is no
 # second try.
 guest_test() {
-    local log="$output/guest/$1::$2.log" code=0
+    local log="$output/guest/$1::$2.log" code=0 excuse=
     try_guest_test "$1" "$2" "$log" || code=$?
-    if [ $code = $hung ] && [ "$where" = lab ]; then
-        say "   the lab hangs or has restarted by itself; its power is cut, and the test begins again"
+    if [ "$where" = lab ] && [ $code != 0 ]; then excuse=$(excuse $code "$log"); fi
+    if [ -n "$excuse" ]; then
+        say "   $excuse: the test begins again"
         again+=("$2")
         cp "$log" "$log.first"
-        "$root/scripts/lab" powercut && forget_store && carry "$root/target/test-home" "$home" || return
-        code=0
-        try_guest_test "$1" "$2" "$log" || code=$?
-    elif [ $code != 0 ] && [ "$where" = lab ] && grep -qE 'triple fault|ended by force' "$log"; then
-        say "   $(grep -qs 'triple fault' "$log" && echo "a guest's emulated CPU shut down" || echo "nothing moved any more"): the test begins again"
-        again+=("$2")
-        cp "$log" "$log.first"
+        if [ $code = $hung ]; then
+            "$root/scripts/lab" powercut && forget_store && carry "$root/target/test-home" "$home" || return
+        fi
         code=0
         try_guest_test "$1" "$2" "$log" || code=$?
     fi
@@ -162,6 +161,17 @@ browser_test() {
     say "   the emulated CPU of a guest shut down; the test begins again"
     again+=(browser-test)
     "$root/scripts/lib/browser-test" "$where" "$bin" "$home"
+}
+
+# excuse CODE LOG: what the emulation can have done to a test that failed with this code; nothing when that was the test's.
+excuse() {
+    if [ "$1" = $hung ]; then
+        echo "the lab hangs or has restarted by itself, and its power is cut"
+    elif grep -q 'triple fault' "$2"; then
+        echo "a guest's emulated CPU shut down"
+    elif grep -q 'ended by force' "$2"; then
+        echo "nothing moved any more"
+    fi
 }
 
 # What try_guest_test returns when the lab hung, and the tests that had a second try.
