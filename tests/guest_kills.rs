@@ -61,7 +61,7 @@ fn the_writing_child_may_be_killed_and_the_guest_runs_on() {
         let monitor = anna.pid();
         let mut taking = begin(&lost);
         let child = loop {
-            let found = children_of(monitor).into_iter().find(|child| !is_gone(*child));
+            let found = writer_of(monitor);
             if found.is_some() || taking.try_wait().expect("a child").is_some() {
                 break found;
             }
@@ -116,6 +116,49 @@ fn ctrl_c_leaves_nothing() {
     nothing_is_left_over(&anna);
 }
 
+#[test]
+fn the_guest_may_end_while_its_snapshot_is_written() {
+    let _swept = Swept;
+    let anna = machine("anna").boot();
+    let (boot, monitor) = (anna.boot_id(), anna.pid());
+    let (taking, child) = begin_and_hold(&anna, "anna@before-reboot");
+    catnap(&["exec", "anna", "--", "sh", "-c", "echo b >/proc/sysrq-trigger"]);
+    // For longer than anything else may hold up a reboot.
+    sleep(Duration::from_secs(11));
+    signal(child, libc::SIGCONT);
+    end(taking).succeeds();
+    anna.boots_anew(&boot);
+    assert_eq!(anna.pid(), monitor);
+    wakes_with("anna@before-reboot", &boot);
+
+    let boot = anna.boot_id();
+    let (taking, child) = begin_and_hold(&anna, "anna@before-end");
+    let stopping = in_background(&["stop", "--force", "anna"]);
+    // For longer than the last answers of a monitor may take.
+    sleep(Duration::from_secs(4));
+    assert!(!is_gone(monitor), "it does not wait");
+    signal(child, libc::SIGCONT);
+    end(taking).succeeds();
+    end(stopping).succeeds();
+    assert_eq!(anna.state(), "stopped");
+    wakes_with("anna@before-end", &boot);
+    anna.start();
+    nothing_is_left_over(&anna);
+}
+
+/// Begins a snapshot whose writing child stands still until it gets SIGCONT.
+fn begin_and_hold(anna: &Machine, name: &str) -> (Child, i32) {
+    let (monitor, taking) = (anna.pid(), begin(name));
+    let mut child = None;
+    within(PATIENCE, "a child writes", || {
+        child = writer_of(monitor);
+        child.is_some()
+    });
+    let child = child.expect("a child");
+    signal(child, libc::SIGSTOP);
+    (taking, child)
+}
+
 /// Takes a snapshot; its name, how many milliseconds that took, and the guest's boot id.
 fn take_whole(anna: &Machine, tag: &str) -> (String, u64, String) {
     let begun = Instant::now();
@@ -137,6 +180,11 @@ fn wakes_with(snapshot: &str, boot_id: &str) {
     let (bella, told) = wake(snapshot, "bella", &[]);
     assert_eq!(told["resumed"], true);
     assert_eq!(bella.boot_id(), boot_id);
+}
+
+/// The child of a monitor that writes a snapshot, as long as it lives.
+fn writer_of(monitor: i32) -> Option<i32> {
+    children_of(monitor).into_iter().find(|child| !is_gone(*child))
 }
 
 /// The processes that this one has started, also those that have ended and were not asked for their exit code.

@@ -31,7 +31,12 @@ impl Room {
 
     fn lesson(&self, words: &str) -> Ran {
         // The program under test is not called catnap everywhere, and the lesson's commands say so.
-        ran::run(ran::command().env("CATNAP_LESSON_HOME", &self.0).arg("lesson").args(words.split(' ')))
+        let mut command = ran::command();
+        // Where there is a registry, it is known by the same words.
+        if let Some(registry) = std::env::var_os("CATNAP_TEST_REGISTRY") {
+            command.env("CATNAP_LESSON_REGISTRY", registry);
+        }
+        ran::run(command.env("CATNAP_LESSON_HOME", &self.0).arg("lesson").args(words.split(' ')))
     }
 
     /// Plays a stretch of it; each step's report, in the order in which they were played.
@@ -87,7 +92,9 @@ fn what_the_lesson_says_of_sizes_sharing_and_transient_disks_is_true() {
     let report = room.play("scale --until transient");
     let names = names(&report);
     assert_eq!(names.first(), Some(&"prologue/doctor"));
-    for step in ["scale/more", "scale/ratchet", "share/secrets", "share/stranger", "transient/replacement"] {
+    for step in
+        ["scale/more", "scale/ratchet", "share/push", "share/secrets", "share/stranger", "transient/replacement"]
+    {
         assert!(names.contains(&step), "{names:?}");
     }
     // This host is not the lesson's to kill, and that is said.

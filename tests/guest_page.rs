@@ -123,14 +123,19 @@ fn a_port_without_a_listener_ends_the_connection(anna: &Machine) {
 }
 
 fn a_slow_reader_holds_up_nobody(anna: &Machine) {
-    let before = own_memory(anna.pid(), 256);
+    let page = || {
+        let begin = Instant::now();
+        anna.get("/").text();
+        begin.elapsed()
+    };
+    let (before, alone) = (own_memory(anna.pid(), 256), page());
     let slow: Vec<TcpStream> = (0..10).map(|_| connect(anna.port(FOUNTAIN))).collect();
     thread::sleep(Duration::from_secs(2));
     let grown = own_memory(anna.pid(), 256).saturating_sub(before);
     assert!(grown < 8 << 10, "ten slow readers cost the monitor {grown} KiB");
-    let begin = Instant::now();
-    anna.get("/").text();
-    assert!(begin.elapsed() < Duration::from_secs(3), "the page took {:?}", begin.elapsed());
+    // As long again as it takes on a host that is slow by itself.
+    let (beside, most) = (page(), Duration::from_secs(3) + 4 * alone);
+    assert!(beside < most, "the page took {beside:?}, and {alone:?} without them");
     // A slow one that reads on loses nothing; the others go away.
     let mut bytes = Vec::new();
     (&slow[0]).read_to_end(&mut bytes).expect("bytes");

@@ -8,6 +8,7 @@
 //!
 //! The monitor uses the library without the feature `init`, and then it is the protocol alone.
 
+pub mod escape;
 pub mod protocol;
 
 #[cfg(feature = "init")]

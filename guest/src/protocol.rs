@@ -34,7 +34,7 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// The longest payload of one exec frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Raised when the two sides could misunderstand each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Coats that the kitten can wear; each is a class of the page.
 pub const COLOURS: [&str; 6] = ["ginger", "grey", "black", "cream", "brown", "blue"];
@@ -70,33 +70,6 @@ pub fn check_settings(settings: &Settings) -> Result<(), String> {
         kept if (&kept.0, &kept.1) == (key, value) => Ok(()),
         (key, value) => Err(format!("`{key}={value}` is another setting than it seems")),
     })
-}
-
-/// Text as a word of the kernel's command line: all but letters, digits, `-`, `.` and `_` as `%` and two hexadecimal
-/// digits for each byte.
-pub fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02x}") }).collect()
-}
-
-/// What [`escape`] made a word of; `None` for what it never makes.
-pub fn unescape(word: &str) -> Option<String> {
-    let (mut bytes, mut rest) = (Vec::new(), word.as_bytes());
-    while let Some((first, more)) = rest.split_first() {
-        (bytes, rest) = match (first, more) {
-            (b'%', [high, low, more @ ..]) => {
-                let digit = |byte: &u8| (*byte as char).to_digit(16);
-                bytes.push((digit(high)? << 4 | digit(low)?) as u8);
-                (bytes, more)
-            }
-            (b'%', _) => return None,
-            _ => {
-                bytes.push(*first);
-                (bytes, more)
-            }
-        };
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// What the agent says when the guest is up.
@@ -198,7 +171,7 @@ pub struct Exec {
 /// What the guest is told after a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wake {
-    /// Counts the wakes of this machine; higher than at any earlier wake.
+    /// Counts the wakes of this machine; higher than at any earlier wake. 0 stands for one more than it was.
     pub generation: u64,
     /// Wall clock, nanoseconds since 1970.
     pub realtime_ns: u64,
@@ -213,6 +186,16 @@ pub struct Wake {
     /// The disks in the bays, as the guest knows them.
     #[serde(default)]
     pub ephemeral: Vec<WakeDisk>,
+}
+
+/// What came of a wake.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Woken {
+    /// The kernel's `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// What could not be done, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// What became of a disk that lives in the host's memory.
@@ -247,6 +230,8 @@ pub enum Reply {
     Status(Status),
     /// The answer to `scrub`.
     Scrubbed(Scrubbed),
+    /// The answer to `wake`.
+    Woken(Woken),
     /// What failed, for people.
     Error(String),
 }
@@ -473,16 +458,6 @@ mod tests {
         let one = |key: &str, value: &str| Settings::from([(key.into(), value.into())]);
         assert_eq!(check_settings(&one("colour", "grey")), Ok(()));
         assert!(check_settings(&one("color", "grey")).is_err() && check_settings(&one("title", " x")).is_err());
-    }
-
-    #[test]
-    fn any_text_becomes_a_word_and_text_again() {
-        for text in ["", "plain-1.2_3", "Anna’s = kitten \"x\" 100%", "%41"] {
-            let word = escape(text);
-            assert!(word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._%".contains(&byte)), "{word}");
-            assert_eq!(unescape(&word).as_deref(), Some(text));
-        }
-        assert_eq!([unescape("%"), unescape("%4"), unescape("%zz"), unescape("%ff")], [const { None }; 4]);
     }
 
     #[test]

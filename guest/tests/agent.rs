@@ -110,7 +110,9 @@ fn environment_and_folder_are_as_asked() {
 
 #[test]
 fn a_terminal_has_a_size_that_can_change_and_keys_that_interrupt() {
-    let argv = ["sh", "-c", "stty size; read x; stty size; test -t 0 && test -t 1 && test -t 2 && sleep 1000"];
+    // A shell that waits for a program lets that decide what an interrupt means, so at the end none waits.
+    let script = "stty size; read x; stty size; test -t 0 && test -t 1 && test -t 2 && echo ready; exec sleep 1000";
+    let argv = ["sh", "-c", script];
     let argv = argv.iter().map(|word| word.to_string()).collect();
     let mut stream = exec_with(agent(), Exec { argv, tty: Some((33, 101)), ..Exec::default() });
     let mut seen = String::new();
@@ -125,7 +127,7 @@ fn a_terminal_has_a_size_that_can_change_and_keys_that_interrupt() {
     read_until(&mut stream, "33 101\r\n");
     Frame::Resize(50, 120).write(&mut stream).unwrap();
     Frame::Stdin(b"\n".to_vec()).write(&mut stream).unwrap();
-    read_until(&mut stream, "50 120\r\n");
+    read_until(&mut stream, "50 120\r\nready\r\n");
     // Ctrl-C, which the terminal turns into SIGINT.
     Frame::Stdin(vec![3]).write(&mut stream).unwrap();
     assert_eq!(collect(&mut stream).2, Frame::Exit(128 + 2));

@@ -40,6 +40,7 @@ try: another folder"
     pack_emulator "$new"
     pack_program mke2fs "$new"
     pack_program curl "$new"
+    ! (need docker-registry=docker-registry) 2>/dev/null || pack_program docker-registry "$new"
     cat >"$new/lesson" <<'END'
 #!/bin/sh
 exec "$(dirname "$0")/scripts/lesson" "$@"

@@ -30,19 +30,27 @@ as_root() {
 
 # need COMMAND=PACKAGE…: makes sure that the commands are there; installs their packages where it may.
 need() {
-    local pair packages=()
+    local packages
     # Debian keeps mke2fs and e2fsck where an ordinary user's PATH does not look.
     PATH=$PATH:/usr/sbin:/sbin
-    for pair in "$@"; do
-        command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+    # Twice, because apt may take a package away for one of another version: qemu-utils for qemu-system.
+    for _ in 1 2; do
+        mapfile -t packages < <(missing "$@")
+        [ ${#packages[@]} -gt 0 ] || return 0
+        say "installing ${packages[*]}"
+        command -v apt-get >/dev/null || break
+        apt_install "${packages[@]}" || break
     done
+    mapfile -t packages < <(missing "$@")
     [ ${#packages[@]} -gt 0 ] || return 0
-    say "installing ${packages[*]}"
-    if command -v apt-get >/dev/null && apt_install "${packages[@]}"; then
-        return 0
-    fi
     die 5 "these packages are needed and could not be installed from here: ${packages[*]}
 try: sudo apt-get install ${packages[*]}   (or what your distribution calls them)"
+}
+
+# missing PROGRAM=PACKAGE…: the packages of the programs that are not there.
+missing() {
+    local pair
+    for pair in "$@"; do command -v "${pair%%=*}" >/dev/null || echo "${pair#*=}"; done
 }
 
 # Package lists may be missing or stale, as in a fresh container, so a second try follows an update.

@@ -12,9 +12,9 @@ use std::path::Path;
 
 use super::frames::FrameReader;
 use super::{BLOCK, Error, Progress, Trust, Watch, head, padding, signed, threads};
-use crate::snapshot::memory::Index;
+use crate::snapshot::memory::{INDEX, Index, longest_full};
 use crate::snapshot::{self, Digest, Kind, MANIFEST, MAX_MANIFEST, MAX_STATE, MachineState, Manifest, PublicKey, Role};
-use crate::store::{self, Snapshot, Store};
+use crate::store::{self, Reserved, Snapshot, Store};
 use crate::sys::files::{At, read_bounded};
 use crate::sys::process;
 
@@ -57,18 +57,16 @@ pub fn import(
     let mut from = FrameReader::new(input, threads()).map_err(Error::Read)?;
     watch(Progress { what: MANIFEST, done: 0, total: None });
     let (manifest, bytes) = read_manifest(&mut from)?;
-    check_whole(&manifest)?;
+    let total = check_whole(&manifest)?;
     let digest = Digest::of(&bytes);
     let signed = signed::judge(&digest, signature.as_ref(), trust)?;
-    let name = choose_name(store, &manifest, &digest, naming)?;
+    let (name, _reserved) = choose_name(store, &manifest, &digest, naming)?;
     if let Ok(snapshot) = store.resolve(&digest.to_string())
         && store.verify_quickly(&snapshot).is_ok()
     {
         store.set_name(&name, &digest)?;
         return Ok(Arrived { snapshot, name, known: true, signed });
     }
-    let total = manifest.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size));
-    let total = total.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
     store.check_room(total)?;
     let staging = store.stage()?;
     let mut done = 0;
@@ -111,8 +109,8 @@ fn read_manifest(from: &mut FrameReader) -> Result<(Manifest, Vec<u8>), Error> {
     Ok((manifest, bytes))
 }
 
-/// Refuses what an archive of ours cannot be, going by the manifest alone.
-pub(super) fn check_whole(manifest: &Manifest) -> Result<(), Error> {
+/// Refuses what an archive of ours cannot be, going by the manifest alone. Gives the bytes of all files.
+pub(super) fn check_whole(manifest: &Manifest) -> Result<u64, Error> {
     if let Some((needed, _)) = manifest.needs().next() {
         return Err(Error::refused(format!("it needs another snapshot, {}", needed.short())));
     }
@@ -135,40 +133,59 @@ pub(super) fn check_whole(manifest: &Manifest) -> Result<(), Error> {
     if disks.len() != manifest.disks.len() || disks.len() != count(Role::Disk) {
         return Err(Error::refused("its disks are not of one file each"));
     }
+    let total = manifest.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size));
+    let total = total.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
+    let size = |role| manifest.file(role).map_or(0, |file| file.size);
+    let (index, longest) = (size(Role::MemoryIndex), longest_full(size(Role::Memory)));
+    if index > longest {
+        return Err(Error::refused(format!(
+            "its {INDEX} has {index} bytes, and such a memory needs {longest} at most"
+        )));
+    }
     let large = |file: &&snapshot::File| file.chunks.as_ref().is_some_and(|chunks| chunks.size > MAX_CHUNK);
     match manifest.files.iter().find(large) {
         Some(file) => Err(Error::refused(format!("the pieces of {} are larger than {MAX_CHUNK} bytes", file.name))),
-        None => Ok(()),
+        None => Ok(total),
     }
 }
 
-/// What the snapshot will be called; none of another snapshot's names.
+/// What the snapshot will be called: none of another snapshot's names, and nobody else's until this one is there.
 pub(super) fn choose_name(
     store: &Store,
     manifest: &Manifest,
     digest: &Digest,
     naming: Naming<'_>,
-) -> Result<String, Error> {
+) -> Result<(String, Reserved), Error> {
     let wanted = if let Naming::As(name) = naming { name } else { &manifest.name };
-    let free = |name: &str| match store.lookup(name) {
-        Ok(there) => Ok(there == *digest),
-        Err(store::Error::NoSnapshot(_)) => Ok(true),
-        Err(store::Error::Reference(name)) if !matches!(naming, Naming::As(_)) => Err(Error::BadName(name)),
-        Err(error) => Err(error.into()),
+    let bad = |name: String| match naming {
+        Naming::As(_) => store::Error::Reference(name).into(),
+        _ => Error::BadName(name),
+    };
+    let free = |name: &str| {
+        let reserved = match store.reserve(name) {
+            Err(store::Error::SnapshotTaken(_)) => return Ok(None),
+            Err(store::Error::Reference(name)) => return Err(bad(name)),
+            other => other?,
+        };
+        match store.lookup(name) {
+            Ok(there) => Ok((there == *digest).then_some(reserved)),
+            Err(store::Error::NoSnapshot(_)) => Ok(Some(reserved)),
+            Err(error) => Err(error.into()),
+        }
     };
     if wanted.starts_with(Digest::PREFIX) {
         return Err(Error::BadName(wanted.into()));
     }
-    if free(wanted)? {
-        return Ok(wanted.into());
+    if let Some(reserved) = free(wanted)? {
+        return Ok((wanted.into(), reserved));
     }
     if !matches!(naming, Naming::OwnOrFree) {
         return Err(Error::Taken(wanted.into()));
     }
     let mut other = (2..1000).map(|number| format!("{wanted}-{number}"));
     let found = other.find_map(|name| match free(&name) {
-        Ok(false) => None,
-        Ok(true) => Some(Ok(name)),
+        Ok(None) => None,
+        Ok(Some(reserved)) => Some(Ok((name, reserved))),
         Err(error) => Some(Err(error)),
     });
     found.unwrap_or_else(|| Err(Error::Taken(wanted.into())))

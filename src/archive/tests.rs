@@ -279,6 +279,7 @@ fn manifests_that_do_not_fit_an_archive_are_refused() {
             f.manifest.disks[0].backing = Some(Backing { snapshot: Digest::of(b""), file: "x".into() });
         }),
         ("memory and state are not those of a live", |f| f.manifest.memory = None),
+        ("its memory.index has 1048576 bytes, and such a memory needs", |f| f.put("memory.index", &[0; 1 << 20])),
         ("is not sound", |f| f.manifest.kind = Kind::Crash),
         ("is not sound", |f| f.manifest.files[0].name = "../kernel".into()),
         ("is not sound", |f| f.manifest.files[0].name = "machine.state".into()),

@@ -46,8 +46,11 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// How many seconds each guest has until its agent answers
-    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
+    /// Speak to a registry elsewhere without encryption
+    #[arg(long)]
+    plain_http: bool,
     /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which
     /// is brought here
     #[arg(value_name = "SNAPSHOT")]
@@ -61,7 +64,7 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
-    let snapshot = restore::find(&house, &args.snapshot)?;
+    let snapshot = restore::find(&house, &args.snapshot, args.plain_http)?;
     if snapshot.manifest.kind == Kind::Live {
         cpu::wakes_here(&snapshot)?;
     }
@@ -130,6 +133,7 @@ mod tests {
             forwards: vec![Forward { host: port, guest: 80 }],
             json: false,
             timeout: 1,
+            plain_http: false,
             snapshot: "anna@monday".into(),
             name: name.parse().unwrap(),
         };

@@ -27,8 +27,12 @@ const BASH: &str = r#"
 _catnap_with_machines() {
     _catnap "$@"
     case "${COMP_WORDS[1]}" in
-        inspect|start|stop|rm|logs|console|exec|pause|resume)
+        inspect|start|stop|rm|logs|console|exec|pause|resume|resize|load)
             if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
+                COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+            fi ;;
+        disk)
+            if [[ $COMP_CWORD -gt 2 && "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
             fi ;;
         restore|clone)
@@ -39,7 +43,7 @@ _catnap_with_machines() {
             if [[ $COMP_CWORD -gt 2 && "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
                 case "${COMP_WORDS[2]}" in
                     ls) COMPREPLY=($(compgen -W "$(catnap ps -q 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")) ;;
-                    tree|inspect|diff|verify|rm|export|push)
+                    tree|inspect|diff|verify|rm|export|push|scrub)
                         COMPREPLY=($(compgen -W "$(catnap snapshot ls --all -q 2>/dev/null)" -- \
                             "${COMP_WORDS[COMP_CWORD]}")) ;;
                 esac
@@ -51,10 +55,10 @@ complete -F _catnap_with_machines -o nosort -o bashdefault -o default catnap
 
 /// Fish: rules beside the generated ones.
 const FISH: &str = r#"
-complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume; and not __fish_seen_subcommand_from snapshot image" -a "(catnap ps -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from inspect start stop rm logs console exec pause resume resize load attach detach; and not __fish_seen_subcommand_from snapshot image" -a "(catnap ps -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from restore clone" -a "(catnap snapshot ls -q 2>/dev/null)"
 complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from ls" -a "(catnap ps -q 2>/dev/null)"
-complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm export push" -a "(catnap snapshot ls --all -q 2>/dev/null)"
+complete -c catnap -f -n "__fish_seen_subcommand_from snapshot; and __fish_seen_subcommand_from tree inspect diff verify rm export push scrub" -a "(catnap snapshot ls --all -q 2>/dev/null)"
 "#;
 
 /// Runs the verb.

@@ -24,10 +24,11 @@ knows it can use the page, and nobody else. Nothing is fetched from elsewhere.
 
 The page shows what machines do, their kitten pages, the tree of snapshots and what is in each, the counter across a \
 snapshot, requests per second across a resize, memory page by page, and what clones share. Its buttons run this very \
-program, with the command line that they show.
+program, with the command line that they show. What it shows is in one home; the lesson has one of its own.
 
 Examples:
   catnap dashboard
+  CATNAP_HOME=~/.local/share/catnap-lesson catnap dashboard
   catnap dashboard --open
   catnap dashboard --port 7000
   catnap dashboard --json | jq -r .address")]

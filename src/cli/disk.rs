@@ -107,8 +107,12 @@ fn only(name: &Name, status: &Status) -> Result<String, Failure> {
 
 /// Warns of disks that are not as they should be.
 pub fn tell(name: &Name, status: &Status) {
-    for drive in status.ephemeral.iter().filter(|drive| drive.state != Standing::Mounted) {
-        let why = drive.note.as_deref().unwrap_or("its agent was not asked");
-        ui::warn(format!("the ephemeral disk on {} of {name} is not mounted: {why}", drive.at));
+    for drive in &status.ephemeral {
+        let disk = format!("the ephemeral disk on {} of {name}", drive.at);
+        match (drive.state, drive.note.as_deref()) {
+            (Standing::Mounted, None) => {}
+            (Standing::Mounted, Some(note)) => ui::warn(format!("{disk}: {note}")),
+            (_, note) => ui::warn(format!("{disk} is not mounted: {}", note.unwrap_or("its agent was not asked"))),
+        }
     }
 }

@@ -168,7 +168,9 @@ fn store(house: &House, fix: bool) -> Result<Finding, Failure> {
         let found = format!("not readable: {}", unreadable.join(", "));
         return Ok(Finding::not_good(what, Health::Poor, found, "catnap rm or catnap snapshot rm removes them"));
     }
-    let mut found = format!("{} machines, {} images and snapshots", machines.len(), snapshots.len());
+    let counted = |count, one, many| format!("{count} {}", if count == 1 { one } else { many });
+    let mut found = counted(machines.len(), "machine", "machines");
+    found += &format!(", {}", counted(snapshots.len(), "image or snapshot", "images and snapshots"));
     let stale: Vec<_> = stale_runtime_folders(house)?;
     if fix {
         let swept = store.sweep()?;

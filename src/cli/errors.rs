@@ -100,8 +100,7 @@ impl From<oci::Error> for Failure {
             oci::Error::Reference { .. } => {
                 is(Code::Usage).hint("REGISTRY/REPOSITORY:TAG, as in localhost:5000/cats/anna:monday")
             }
-            oci::Error::Plain(_) => is(Code::Refused)
-                .hint("catnap snapshot push or pull with --plain-http, if everybody in between may see it"),
+            oci::Error::Plain(_) => is(Code::Refused).hint("--plain-http, if everybody in between may see it"),
             oci::Error::Configuration { .. } | oci::Error::Helper { .. } => {
                 is(Code::Failed).hint("docker login, which writes it anew")
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use catnap_guest::protocol::escape;
+use catnap_guest::escape::escape;
 use serde::Serialize;
 
 use super::record::Record;
@@ -186,6 +186,16 @@ impl House {
         }
         let path = snapshot.file(Role::State).ok_or_else(|| no_memory(snapshot))?;
         Ok(machine::marks(&path, &self.store.read_checked(snapshot, Role::State, MAX_STATE)?)?)
+    }
+
+    /// What a snapshot of the disk of a machine is that does not run.
+    pub fn kind_at_rest(&self, machine: &Machine) -> Result<Kind, Failure> {
+        let ended = Record::read(&machine.dir).and_then(|record| record.ended);
+        Ok(match (machine.condition()?, ended) {
+            // Only a machine that never ran has no record of how that ended.
+            (Condition::Stopped, None | Some(Ended::PowerOff)) => Kind::Clean,
+            _ => Kind::Crash,
+        })
     }
 
     /// A machine as it is listed.

@@ -1,7 +1,6 @@
 //! `catnap image`: what machines are made from.
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -71,10 +70,11 @@ pub fn run(args: Args) -> Outcome {
 }
 
 /// The image that `reference` means, checked; `kitten` is made when it is not there, or of another Catnap.
-pub fn find_or_make(house: &House, reference: &str) -> Result<Snapshot, Failure> {
+/// One in a file or a registry is brought here; from a registry elsewhere only by `plain_http` without encryption.
+pub fn find_or_make(house: &House, reference: &str, plain_http: bool) -> Result<Snapshot, Failure> {
     match reference {
         image::NAME => Ok(image::ensure(house.store(), &mut Watched::begin())?),
-        _ => match snapshot::import::bring(house, reference)? {
+        _ => match snapshot::import::bring(house, reference, plain_http)? {
             Some(brought) => Ok(brought),
             None => house.image(reference),
         },
@@ -137,7 +137,7 @@ fn list(house: &House, args: &Ls) -> Outcome {
 }
 
 fn row(view: &View) -> Vec<String> {
-    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(view.created)).unwrap_or_default();
+    let age = snapshot::view::since(view.created);
     vec![
         if view.names.is_empty() { "-".into() } else { view.names.join(",") },
         view.digest.chars().take("sha256:".len() + 12).collect(),

@@ -1,5 +1,6 @@
 //! Boots a machine that exists: starts its monitor and waits until the guest's agent answers.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use super::home::{self, House};
 use super::{checks, logs, ui};
 use crate::control::protocol::{Ended, Status, Stop, Wait};
 use crate::control::{Client, Code, Failure};
+use crate::spec::{MachineSpec, Name};
 use crate::store::Machine;
 use crate::sys::process::{self, Detached};
 
@@ -34,19 +36,63 @@ pub enum Report {
 
 /// What a machine is started from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+enum From {
     /// Its disk: it boots.
     Disk,
     /// The memory of the snapshot that it was made from: it wakes.
     Nap,
 }
 
+/// What must hold before a machine is started.
+pub fn check(house: &House, spec: &MachineSpec) -> Result<(), Failure> {
+    checks::memory(spec.memory)?;
+    checks::ports(house, spec)?;
+    checks::kvm_quickly()
+}
+
+/// The monitor of a machine that may still have to be made. It has a VM of KVM made for it meanwhile, and reads what the
+/// machine wakes from; the one takes milliseconds of waiting for the kernel, and the other of waiting for the disk.
+/// Dropped, it ends.
+pub struct Begun {
+    monitor: Detached,
+    log: PathBuf,
+    from: From,
+}
+
+impl Begun {
+    /// Starts the monitor of the machine `name`, which is to wake from `snapshot` if that is given.
+    pub fn new(house: &House, name: &Name, snapshot: Option<&str>) -> Result<Begun, Failure> {
+        let log = house.store().monitor_log(name)?;
+        let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
+        let (words, from) = match snapshot {
+            None => (vec!["monitor", name.as_str()], From::Disk),
+            Some(snapshot) => (vec!["monitor", name.as_str(), snapshot], From::Nap),
+        };
+        let monitor = process::spawn_detached(&program, &words, &log)
+            .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
+        Ok(Begun { monitor, log, from })
+    }
+
+    /// Ends it, for want of a machine. A log that nobody has written to goes too.
+    pub fn give_up(mut self) {
+        let _ = self.monitor.kill();
+        if logs::length(&self.log) == 0 && fs::remove_file(&self.log).is_ok() {
+            // Other logs keep their folder.
+            let _ = self.log.parent().map(fs::remove_dir);
+        }
+    }
+}
+
 /// Starts a machine and waits until its agent answers, or with a `timeout` of zero until its vCPUs run. When that
 /// fails, nothing of it runs any more.
-pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -> Result<Status, Failure> {
-    checks::memory(machine.spec.memory)?;
-    checks::ports(house, &machine.spec)?;
-    checks::kvm_quickly()?;
+pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Status, Failure> {
+    check(house, &machine.spec)?;
+    go_on(house, machine, Begun::new(house, &machine.spec.name, None)?, timeout)
+}
+
+/// The same with a monitor that was begun before.
+pub fn go_on(house: &House, machine: &Machine, begun: Begun, timeout: Duration) -> Result<Status, Failure> {
+    let Begun { mut monitor, log, from } = begun;
     // The monitor asks for the same files. Whatever must be made for that is made here, by a process that
     // does not stay, so that it does not count among the monitor's memory.
     house.files(machine)?;
@@ -58,17 +104,11 @@ pub fn launch(house: &House, machine: &Machine, from: From, timeout: Duration) -
         timeout,
         console_before: logs::length(&console),
         console,
-        monitor_log: machine.monitor_log()?,
+        monitor_log: log,
         progress: ui::Progress::begin(format!("{} {name}", from.verb())),
         verb: from.verb(),
     };
-    let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
-    let words: &[&str] = match from {
-        From::Disk => &["monitor", name.as_str()],
-        From::Nap => &["monitor", name.as_str(), &machine.spec.image],
-    };
-    let mut monitor = process::spawn_detached(&program, words, &boot.monitor_log)
-        .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
+    monitor.go_on();
     let booted = boot.ready(&mut monitor).and_then(|()| match timeout {
         Duration::ZERO => Ok(boot.client.status()?),
         _ => boot.answering(),

@@ -24,6 +24,7 @@ was left. Each command in it is typed out and run for real when you press Enter.
   b  n  r    back, the next step, this step anew    q          leave; `catnap lesson run` goes on there
 
 A step is called by its chapter and its name or number, as in `catnap lesson list`: backup/rows, or scale/2.
+One of them, share/push, is played where CATNAP_LESSON_REGISTRY=HOST:PORT names a registry; scripts/lesson starts one.
 
 Examples:
   catnap lesson run
@@ -94,6 +95,9 @@ struct Run {
     /// This host is emulated, and dies when it is time to: exit code 75 asks for that
     #[arg(long, hide = true)]
     host_is_ours: bool,
+    /// It died, and is back: go on where it was, whatever STEP says
+    #[arg(long, hide = true)]
+    go_on: bool,
     /// Where to begin: a chapter or a step
     #[arg(value_name = "STEP")]
     from: Option<String>,
@@ -284,12 +288,13 @@ fn play(desk: Desk, args: Run) -> Outcome {
         player.choose_ports(port)?;
         let last = until.as_deref().map_or(Ok(player.steps().len() - 1), |until| player.find_last(until))?;
         let first = match &from {
-            Some(step) => {
+            // The first time, this is where it began.
+            Some(step) if !args.go_on => {
                 let first = player.find(step)?;
                 player.stage(first)?;
                 first
             }
-            None => match player.next() {
+            _ => match player.next() {
                 Some(next) => next,
                 // It was played to its end, and begins anew.
                 None => {

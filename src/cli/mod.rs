@@ -34,9 +34,10 @@ mod start;
 mod stop;
 mod ui;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Command, Parser, Subcommand};
 
 use crate::control::{Code, Failure};
 use crate::sys::process;
@@ -145,7 +146,8 @@ pub fn main() -> ExitCode {
         ["monitor", name, snapshot] => return monitor::main(name, Some(snapshot)),
         _ => {}
     }
-    let outcome = match Cli::parse().verb {
+    let verb = quickly(&std::env::args_os().skip(1).collect::<Vec<_>>()).unwrap_or_else(|| Cli::parse().verb);
+    let outcome = match verb {
         Verb::Run(args) => run::run(args),
         Verb::Ps(args) => ps::run(args),
         Verb::Inspect(args) => inspect::run(args),
@@ -175,6 +177,24 @@ pub fn main() -> ExitCode {
         ui::failure(&failure);
         if process::interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::from(failure.code as u8) }
     })
+}
+
+/// Reads those verbs that people wait for without the others: to make the whole tree of verbs takes longer than all that
+/// a wake does before it comes to KVM. Whatever is not understood this way, a question for help or a mistake, the whole
+/// tree answers.
+fn quickly(words: &[OsString]) -> Option<Verb> {
+    fn alone<A: clap::Args>(words: &[OsString]) -> Option<A> {
+        let matches = A::augment_args(Command::new("catnap")).try_get_matches_from(words).ok()?;
+        A::from_arg_matches(&matches).ok()
+    }
+    match words.first()?.to_str()? {
+        "run" => alone(words).map(Verb::Run),
+        "start" => alone(words).map(Verb::Start),
+        "exec" => alone(words).map(Verb::Exec),
+        "restore" => alone(words).map(Verb::Restore),
+        "clone" => alone(words).map(Verb::Clone),
+        _ => None,
+    }
 }
 
 /// Does something to several machines, one after the other; those that fail do not keep the others from it.
@@ -219,6 +239,27 @@ mod tests {
     }
 
     #[test]
+    fn a_verb_that_is_read_alone_is_read_as_by_the_whole_tree() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let alone = |line: &str| quickly(&words(line)).is_some();
+        for line in [
+            "run kitten --name anna",
+            "start anna",
+            "exec anna -- sh -c x",
+            "restore anna@a --cpus 2 -p 8080:80 --json",
+            "clone anna@a bella --count 3",
+        ] {
+            assert!(alone(line), "{line}");
+            assert!(Cli::try_parse_from(words(&format!("catnap {line}"))).is_ok(), "{line}");
+        }
+        for line in
+            ["restore --help", "restore", "restore anna@a --replace --name b", "run kitten --cpus x", "ps", "help"]
+        {
+            assert!(!alone(line), "{line}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_before_anything_is_done() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|error| error.exit_code());
         for good in [
@@ -247,6 +288,7 @@ mod tests {
             "catnap snapshot prune --keep 3 --older-than 7d --machine anna -y",
             "catnap snapshot export --disk-only anna@a - --yes",
             "catnap snapshot inspect --secrets --find meow --find purr anna@a",
+            "catnap snapshot push --scrub --also /root/x anna@a localhost:5000/anna:a",
             "catnap snapshot push --disk-only --dry-run --sign anna -y anna@a localhost:5000/anna:a",
             "catnap snapshot pull --name b@c --plain-http --require-signature host.example/anna:a",
             "catnap lesson run backup --until backup/rows --auto --json --home /tmp/class",
@@ -295,6 +337,7 @@ mod tests {
             "catnap snapshot export anna@a",
             "catnap snapshot export --disk-only --with-memory anna@a x.catnap",
             "catnap snapshot import",
+            "catnap snapshot push --scrub --dry-run anna@a localhost:5000/anna:a",
             "catnap snapshot push anna@a",
             "catnap snapshot pull",
             "catnap snapshot push --find abc anna@a localhost:5000/anna:a",

@@ -131,9 +131,16 @@ fn start(name: &Name, nap: Option<&str>) -> Result<Monitor, Failure> {
     Ok(Monitor { store, stored, files, host, machine, media, server, record, lock })
 }
 
-/// Takes the machine, opens its control socket and reads what it wakes from.
+/// Reads what the machine wakes from; when that machine is there, takes it and opens its control socket.
 fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
     let house = House::open()?;
+    let origin = match nap {
+        None => Ok(Origin::Boot),
+        Some(snapshot) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
+    };
+    if !process::wait_for_word() {
+        return Err(Failure::new(Code::Failed, "whoever started this monitor has gone away"));
+    }
     let stored = house.machine(name)?;
     let lock = stored.lock()?;
     // What an earlier monitor left half done when it was killed.
@@ -147,10 +154,6 @@ fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
     let socket = |error| Failure::while_doing(format!("the control socket {}", path.display()), error);
     let (server, listener) = Server::bind(&path).map_err(socket)?;
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).map_err(socket)?;
-    let origin = match nap {
-        None => Ok(Origin::Boot),
-        Some(snapshot) => house.saved(snapshot).map(|saved| Origin::Wake(Box::new(saved))),
-    };
     let origin = origin.and_then(|origin| {
         // What a killed monitor left behind.
         stored.sweep_media()?;
@@ -185,13 +188,14 @@ impl Monitor {
         });
         self.media.wipe();
         self.stored.leave_media_folders();
-        // First the truth is noted, then those who wait for the end are let go.
-        if let Err(error) = self.record.end(ended.clone()).write(&self.stored.dir) {
+        // First the truth is noted, then those who wait for the end are let go. Without the first half nothing is said to
+        // have ended well: then it counts as killed.
+        let noted = self.record.end(ended.clone()).write(&self.stored.dir).map_err(Into::into);
+        if let Err(error) = noted.and_then(|()| self.lock.ended()) {
             tracing::error!("{error}");
         }
-        if let Err(error) = self.lock.ended() {
-            tracing::error!("{error}");
-        }
+        // What was taken while it ran is not given up because it runs no more.
+        self.host.end_work();
         self.server.close(FAREWELL);
         ended
     }
@@ -200,12 +204,13 @@ impl Monitor {
 /// Removes what killed monitors have left half done in the store and, once the guest is up, lets go of the memory that
 /// only the start needed.
 fn tidy(store: &Store, host: &Host) {
+    // On a host with few CPUs the guest would have to wait for it.
+    host.wait(Wait::Agent, START_UP);
     match store.sweep() {
         Ok(0) => {}
         Ok(swept) => tracing::info!("{swept} half-made things were left in the store, and are removed"),
         Err(error) => tracing::warn!("what is left half made in the store stays: {error}"),
     }
-    host.wait(Wait::Agent, START_UP);
     // Once for what the start needed, and once for what the first to come needed, who wait for the agent too.
     for pause in [Duration::ZERO, FIRST_VISITS] {
         thread::sleep(pause);

@@ -1,5 +1,6 @@
 //! `catnap restore`: wakes a machine from a snapshot, or boots one from its disks. `clone` does it many times.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use super::home::House;
 use super::sizes::{self, Wanted};
 use super::snapshot::{create, import};
 use super::{Outcome, checks, console, cpu, disk, launch, start, stop, ui};
-use crate::control::protocol::{Give, Mode, Resized, SnapshotRequest, Status};
-use crate::control::{Client, Code, Failure, Keeper};
+use crate::control::protocol::{self, Give, Mode, Resized, SnapshotRequest, Status};
+use crate::control::{Client, Code, Failure};
 use crate::disk::Mark;
 use crate::machine::SETTLING;
 use crate::snapshot::Kind;
 use crate::spec::{Ephemeral, Forward, MachineSpec, Name, Setting, Size};
-use crate::store::{self, Machine, Snapshot};
+use crate::store::{self, Aside, Machine, Snapshot};
 use crate::sys::process;
 
 /// Wake a machine from a snapshot
@@ -87,8 +88,11 @@ pub struct Args {
     #[arg(long, conflicts_with = "attach")]
     json: bool,
     /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
+    /// Speak to a registry elsewhere without encryption
+    #[arg(long)]
+    plain_http: bool,
     /// The snapshot: a name, sha256: and some digits (`catnap snapshot ls`), or a FILE.catnap or REGISTRY/REPO:TAG, which
     /// is brought here
     #[arg(value_name = "SNAPSHOT")]
@@ -181,7 +185,7 @@ pub fn run(args: Args) -> Outcome {
     let begun = process::monotonic_us();
     process::catch_interrupts();
     let house = House::open()?;
-    let snapshot = find(&house, &args.snapshot)?;
+    let snapshot = find(&house, &args.snapshot, args.plain_http)?;
     let original = original(&snapshot);
     let nameless = || Failure::new(Code::Usage, "the snapshot tells no machine's name").hint("--name NAME");
     let name = args.name.clone().or_else(|| original.clone()).ok_or_else(nameless)?;
@@ -200,26 +204,37 @@ pub fn run(args: Args) -> Outcome {
     // Before a machine makes way for one that cannot be.
     plan.check()?;
     checks::kvm_quickly()?;
-    match house.store().machine(&name) {
-        Err(store::Error::NoMachine(_)) => {}
+    let gone = match house.store().machine(&name) {
+        Err(store::Error::NoMachine(_)) => None,
         Ok(machine) if args.replace => {
             if plan.forwards.is_empty() {
                 plan.forwards = machine.spec.forwards.clone();
             }
             let wanted = if args.cold { Vec::new() } else { house.marks(&snapshot)? };
-            make_way(&house, &machine, !args.no_safety, wanted)?;
+            check_in_its_place(&house, &plan, &machine)?;
+            Some(make_way(&house, &machine, !args.no_safety, wanted)?)
         }
-        Err(store::Error::BadMachine { .. }) if args.replace => house.store().remove_machine(&name)?,
+        Err(store::Error::BadMachine { .. }) if args.replace => {
+            house.store().remove_machine(&name)?;
+            None
+        }
         Ok(_) | Err(store::Error::BadMachine { .. }) => {
             return Err(Failure::from(store::Error::MachineTaken(name.clone()))
                 .hint(format!("--replace, which snapshots {name} first, or --name NAME")));
         }
         Err(error) => return Err(error.into()),
-    }
+    };
     // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
     let elsewhere = house.store().has_arrived(&snapshot.digest);
     plan.new_identity = !args.keep_identity && (elsewhere || original.is_none_or(|original| original != name));
-    let restored = carry_out(&house, plan, begun)?;
+    let restored = match carry_out(&house, plan, begun) {
+        Ok(restored) => restored,
+        Err(failure) => {
+            gone.map_or(Ok(()), Gone::put_back)?;
+            return Err(failure);
+        }
+    };
+    drop(gone);
     match (args.json, args.attach) {
         (true, _) => ui::json(&restored)?,
         (_, true) if restored.check_size().is_err() => {}
@@ -236,10 +251,10 @@ pub fn run(args: Args) -> Outcome {
 }
 
 /// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file or a registry is
-/// brought here first.
-pub fn find(house: &House, reference: &str) -> Result<Snapshot, Failure> {
+/// brought here first; from a registry elsewhere only by `plain_http` without encryption.
+pub fn find(house: &House, reference: &str, plain_http: bool) -> Result<Snapshot, Failure> {
     let store = house.store();
-    if let Some(snapshot) = import::bring(house, reference)? {
+    if let Some(snapshot) = import::bring(house, reference, plain_http)? {
         return Ok(snapshot);
     }
     let snapshot = store.resolve(reference).map_err(|error| match error {
@@ -262,16 +277,20 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
     let (manifest, resumed) = (&plan.snapshot.manifest, plan.resumes());
     let spec = plan.check()?;
     sizes::warn_of_many(spec.cpus);
-    let machine =
-        house.store().create_machine_sized(&spec, plan.snapshot, plan.disk_size.map(Size::bytes)).map_err(ratchet)?;
-    let from = match resumed {
-        true => launch::From::Nap,
-        false => launch::From::Disk,
+    launch::check(house, &spec)?;
+    let digest = plan.snapshot.digest.to_string();
+    let monitor = launch::Begun::new(house, &spec.name, resumed.then_some(digest.as_str()))?;
+    let machine = match house.store().create_machine_sized(&spec, plan.snapshot, plan.disk_size.map(Size::bytes)) {
+        Ok(machine) => machine,
+        Err(error) => {
+            monitor.give_up();
+            return Err(ratchet(error));
+        }
     };
     // A guest that changes its size answers when it has done so.
     let waits = !plan.timeout.is_zero();
     let patience = if resumed && waits { plan.timeout + SETTLING } else { plan.timeout };
-    let status = launch::launch(house, &machine, from, patience).inspect_err(|_| {
+    let status = launch::go_on(house, &machine, monitor, patience).inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&spec.name) {
             ui::warn(format!("{} could not be removed: {error}", spec.name));
         }
@@ -290,36 +309,79 @@ pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, 
     })
 }
 
-/// Removes a machine that another takes the place of, after a snapshot of it. Disks in the host's memory that still
+/// Whether a machine can be what `plan` says once another one is gone; all that can be known before.
+fn check_in_its_place(house: &House, plan: &Plan<'_>, other: &Machine) -> Result<(), Failure> {
+    let mut spec = plan.check()?;
+    if other.is_running()? {
+        spec.forwards.retain(|forward| other.spec.forwards.iter().all(|held| held.host != forward.host));
+    }
+    launch::check(house, &spec)?;
+    if plan.resumes() {
+        house.saved(&plan.snapshot.digest.to_string())?;
+    }
+    Ok(())
+}
+
+/// A machine that another takes the place of.
+struct Gone<'a> {
+    aside: Aside<'a>,
+    name: Name,
+    /// The snapshot that keeps it as it was.
+    kept: Option<String>,
+}
+
+impl Gone<'_> {
+    /// The other one failed.
+    fn put_back(self) -> Result<(), Failure> {
+        self.aside.put_back()?;
+        let kept = self.kept.map_or(String::new(), |kept| format!("; as it ran it is kept as {kept}"));
+        ui::note(format!("{} is there again, stopped{kept}", self.name));
+        Ok(())
+    }
+}
+
+/// Takes away a machine that another takes the place of, after a snapshot of it. Disks in the host's memory that still
 /// hold what `marks` say are kept for the other.
-fn make_way(house: &House, machine: &Machine, safety: bool, marks: Vec<Mark>) -> Result<(), Failure> {
+fn make_way<'a>(house: &'a House, machine: &Machine, safety: bool, marks: Vec<Mark>) -> Result<Gone<'a>, Failure> {
     let name = &machine.spec.name;
-    let running = machine.is_running()?;
-    if safety {
-        let request = SnapshotRequest {
-            name: format!("{name}@before-{}", create::now()),
-            mode: Mode::Live,
-            note: "taken before a restore took its place".into(),
-            at_doorbell: false,
-        };
-        let taken = match running {
-            true => create::take_running(machine, &request)?,
-            false => {
-                let _held = machine.lock()?;
-                let files = house.files(machine)?;
-                let keeper = Keeper { store: house.store().clone(), machine: machine.clone(), files };
-                keeper.take_clean(&request, &|_| std::ops::ControlFlow::Continue(()))?
+    let kept = match machine.is_running()? {
+        false => safety
+            .then(|| create::take_resting(house, machine, &before(name), &|_| ControlFlow::Continue(())))
+            .transpose()?
+            .map(|taken| taken.name),
+        true => {
+            let client = Client::new(machine.control_socket()?);
+            let ran = client.status()?.state == protocol::State::Running;
+            // It stands still from the snapshot to its end: what it did in between would be nowhere.
+            client.pause()?;
+            let kept = (|| {
+                let kept = safety.then(|| create::take_running(machine, &before(name))).transpose()?;
+                if !marks.is_empty() {
+                    client.give(&Give { marks })?;
+                }
+                Ok::<_, Failure>(kept.map(|taken| taken.name))
+            })();
+            if kept.is_err() && ran {
+                client.resume()?;
             }
-        };
-        ui::note(format!("{name} as it was is kept as {}", taken.name));
+            let kept = kept?;
+            stop::stop(machine, 0)?;
+            kept
+        }
+    };
+    if let Some(kept) = &kept {
+        ui::note(format!("{name} as it was is kept as {kept}"));
     }
-    if running && !marks.is_empty() {
-        Client::new(machine.control_socket()?).give(&Give { marks })?;
+    Ok(Gone { aside: house.store().set_aside(name)?, name: name.clone(), kept })
+}
+
+fn before(name: &Name) -> SnapshotRequest {
+    SnapshotRequest {
+        name: format!("{name}@before-{}", create::now()),
+        mode: Mode::Live,
+        note: "taken before a restore took its place".into(),
+        at_doorbell: false,
     }
-    if running {
-        stop::stop(machine, 0)?;
-    }
-    Ok(house.store().remove_machine(name)?)
 }
 
 fn tell(restored: &Restored) -> String {

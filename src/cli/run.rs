@@ -80,8 +80,11 @@ pub struct Args {
     #[arg(short, long)]
     attach: bool,
     /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
+    /// Speak to a registry elsewhere without encryption
+    #[arg(long)]
+    plain_http: bool,
 }
 
 /// Runs the verb.
@@ -114,11 +117,9 @@ pub fn run(args: Args) -> Outcome {
     spec.kernel.as_deref().map_or(Ok(()), check_kernel)?;
     cpu::reaches(spec.cpu_baseline)?;
     sizes::warn_of_many(spec.cpus);
-    checks::memory(spec.memory)?;
-    checks::ports(&house, &spec)?;
-    checks::kvm_quickly()?;
+    launch::check(&house, &spec)?;
 
-    let image = image::find_or_make(&house, &args.image)?;
+    let image = image::find_or_make(&house, &args.image, args.plain_http)?;
     if process::interrupted() {
         return Err(Failure::new(Code::Failed, "interrupted"));
     }
@@ -128,7 +129,7 @@ pub fn run(args: Args) -> Outcome {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,
     };
-    let launched = launch::launch(&house, &machine, launch::From::Disk, Duration::from_secs(args.timeout.into()));
+    let launched = launch::launch(&house, &machine, Duration::from_secs(args.timeout.into()));
     let status = launched.inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&machine.spec.name) {
             ui::warn(format!("{} could not be removed: {error}", machine.spec.name));

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(short, long)]
     attach: bool,
     /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]
@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Outcome {
         }
         house.image(&machine.spec.image)?;
         let timeout = Duration::from_secs(args.timeout.into());
-        let status = launch::launch(&house, &machine, launch::From::Disk, timeout)?;
+        let status = launch::launch(&house, &machine, timeout)?;
         disk::tell(name, &status);
         announce(&machine.spec)
     })?;

@@ -1,5 +1,6 @@
 //! `catnap stop`: the power button, and the plug when that does not help.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::home::{self, House};
@@ -12,13 +13,15 @@ use crate::store::Machine;
 
 /// How long a monitor may take to go once its guest has ended.
 const LEAVING: Duration = Duration::from_secs(10);
+/// How often it is seen whether a snapshot has been written.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Shut machines down
 #[derive(clap::Args)]
 #[command(after_help = "\
 Presses the power button and waits for the guest to shut down. A guest that still runs after --time seconds
 is stopped by force, as if its plug were pulled; --force does so at once. The disk stays; `catnap start`
-boots the machine again.
+boots the machine again. A snapshot that is being written is written to its end.
 
 Examples:
   catnap stop anna
@@ -70,8 +73,18 @@ pub fn stop(machine: &Machine, seconds: u32) -> Result<Ended, Failure> {
             Err(error) => return Err(error.into()),
         },
     };
+    await_snapshot(&client);
     home::wait_until_free(machine, LEAVING)?;
     Ok(ended)
+}
+
+/// A snapshot that was taken while the machine ran is written to its end, however long that takes.
+fn await_snapshot(client: &Client) {
+    let mut progress = None;
+    while let Some(taking) = client.status().ok().and_then(|status| status.taking) {
+        progress.get_or_insert_with(|| ui::Progress::begin(format!("Waiting for the snapshot {}", taking.name)));
+        thread::sleep(GLANCE);
+    }
 }
 
 /// Presses the power button and waits; `None` when the guest still runs then.

@@ -1,12 +1,13 @@
 //! How the program speaks: data on standard output, everything else on standard error, progress only where
 //! someone watches.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::control::{Code, Failure};
+use crate::sys::patient::Patient;
 
 /// Writes data to standard output. A reader that has seen enough (`| head`) ends the program quietly.
 pub fn data(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
@@ -70,7 +71,8 @@ pub fn confirm(question: &str) -> Result<bool, Failure> {
     }
     let _ = write!(io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| Failure::while_doing("standard input", error))?;
+    let answered = Patient::new(&io::stdin()).and_then(|stdin| BufReader::new(stdin).read_line(&mut answer));
+    answered.map_err(|error| Failure::while_doing("standard input", error))?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 

@@ -164,6 +164,7 @@ fn wanted_cells(request: &Request) -> Result<u32, Failure> {
 /// Takes a snapshot and tells the client how far it is. A client that goes away does not want it any more.
 fn snapshot(host: &Host, mut stream: UnixStream, wanted: SnapshotRequest) -> io::Result<()> {
     http::upgrade(&mut stream)?;
+    let _work = host.begin_work();
     let taking = host.begin_taking(&wanted.name);
     // To see whether the client is still there, without waiting for it to say anything.
     stream.set_nonblocking(true)?;

@@ -23,7 +23,7 @@ use catnap_guest::protocol::Hello;
 use super::failure::{Code, Failure};
 use super::protocol::{Ended, MAX_RESIZE, Resize, State, Status, Stop, Taken, Taking, Wait};
 use super::snapshots::{Keeper, Watch};
-use crate::disk::Mark;
+use crate::disk::{Mark, Reach};
 use crate::machine::{self, Armed, Captured, Drive, End, Machine, MemoryMap, Progress, Resized, Shape, Size};
 use crate::snapshot::Digest;
 use crate::spec::{Ephemeral, MachineSpec, Name};
@@ -71,8 +71,8 @@ pub trait Guest: Send + Sync + 'static {
     fn resize(&self, wanted: Size, time: Duration) -> Result<Resized, Failure>;
     /// What came of the size that it was to wake in.
     fn resized(&self) -> Option<Resized>;
-    /// Makes one layer of all that its disk has got by snapshots.
-    fn flatten_disk(&self) -> Result<(), Failure>;
+    /// Makes one layer of those under its disk.
+    fn flatten_disk(&self, reach: Reach) -> Result<(), Failure>;
     /// Its disks that live in the host's memory.
     fn drives(&self) -> Vec<Drive>;
     /// Puts a blank one in.
@@ -143,8 +143,8 @@ impl Guest for Machine {
     fn resized(&self) -> Option<Resized> {
         Machine::resized(self)
     }
-    fn flatten_disk(&self) -> Result<(), Failure> {
-        Ok(Machine::flatten_disk(self)?)
+    fn flatten_disk(&self, reach: Reach) -> Result<(), Failure> {
+        Ok(Machine::flatten_disk(self, reach)?)
     }
     fn drives(&self) -> Vec<Drive> {
         Machine::drives(self)
@@ -186,11 +186,16 @@ struct Inner {
     running_since_us: u64,
     /// Requests to stop that are under way: then a reboot is an end.
     stopping: u32,
+    /// Snapshots and disks that are being worked at: a guest that ends is held until they are done.
+    at_work: u32,
     ended: Option<Ended>,
     /// The snapshot that is being taken; of several, the one that was asked for last.
     taking: Option<Taking>,
     taken: Option<Taken>,
 }
+
+/// Work at the machine's files, until this is dropped.
+pub struct Work<'h>(&'h Host);
 
 /// A snapshot that is being taken, until this is dropped.
 pub struct Notice<'h> {
@@ -269,22 +274,40 @@ impl Host {
         self.lock().stopping > 0
     }
 
-    /// Takes the guest out and waits until no request holds on to it.
+    /// Takes the guest out and waits until no request holds on to it. A snapshot of it is written for as long as it takes.
     fn let_go<G: Guest>(&self, guest: Arc<G>) {
         self.lock().guest = None;
         let last = Arc::downgrade(&guest);
         drop(guest);
-        let deadline = Instant::now() + STUCK;
+        let mut deadline = Instant::now() + STUCK;
         while last.strong_count() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
+            if self.lock().at_work > 0 {
+                deadline = Instant::now() + STUCK;
+            }
         }
+    }
+
+    /// Lets the guest's end wait for this.
+    pub fn begin_work(&self) -> Work<'_> {
+        self.lock().at_work += 1;
+        Work(self)
+    }
+
+    /// Waits until all such work is done.
+    pub fn end_work(&self) {
+        let at_work = |inner: &mut Inner| inner.at_work > 0;
+        drop(self.changed.wait_while(self.lock(), at_work).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The guest; during a reboot, waits for the next one.
     pub fn guest(&self) -> Result<Arc<dyn Guest>, Failure> {
-        self.guest_after(0).map(|(_, guest)| guest).ok_or_else(|| {
-            Failure::new(Code::Refused, format!("{} is not running any more", self.spec.name))
-                .hint(format!("catnap start {}", self.spec.name))
+        let name = &self.spec.name;
+        let refuse = |why, hint: String| Failure::new(Code::Refused, format!("{name} {why}")).hint(hint);
+        let found = self.guest_after(0).map(|(_, guest)| guest);
+        found.ok_or_else(|| match self.lock().ended {
+            Some(_) => refuse("is not running any more", format!("catnap start {name}")),
+            None => refuse("is still rebooting, or its snapshot is still written", "try again a little later".into()),
         })
     }
 
@@ -439,6 +462,13 @@ impl Notice<'_> {
         if let Some(taken) = taken {
             self.host.lock().taken = Some(taken.clone());
         }
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.lock().at_work -= 1;
+        self.0.changed.notify_all();
     }
 }
 

@@ -16,7 +16,7 @@ pub mod snapshots;
 
 pub use client::Client;
 pub use failure::{Code, Failure};
-pub use snapshots::Keeper;
+pub use snapshots::{Keeper, Watch};
 
 #[cfg(test)]
 mod tests;

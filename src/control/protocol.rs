@@ -25,7 +25,7 @@ pub const MAX_WAIT: u32 = 600;
 pub const MAX_CELLS: u32 = 2048;
 
 /// The longest time that a resize takes, in seconds, and then some for a guest that answers late.
-pub const MAX_RESIZE: u32 = 60;
+pub const MAX_RESIZE: u32 = 120;
 
 /// What a machine is and does: the answer to `GET /v1/machine` and to everything that changes its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use catnap_guest::protocol as agent;
@@ -19,13 +20,13 @@ use catnap_guest::protocol as agent;
 use super::failure::{Code, Failure};
 use super::host::Guest;
 use super::protocol::{Mode, Moments, SnapshotRequest, Taken};
-use crate::disk;
+use crate::disk::{self, Access, Format, Reach};
 use crate::kvm::Shown;
 use crate::machine::{self, CapturedMemory, Drive, Files, Phase, Progress, Shape, Size, State, Visitor};
 use crate::snapshot::memory::{DATA, INDEX};
 use crate::snapshot::{self, Digest, Disk, Kind, Manifest, MemoryInfo, Role, STATE};
 use crate::spec::Ephemeral;
-use crate::store::{self, Snapshot, Staging, Store};
+use crate::store::{self, Reserved, Snapshot, Staging, Store};
 use crate::sys::files::At;
 use crate::sys::process;
 
@@ -47,6 +48,9 @@ const LONGEST_CHAIN: usize = 16;
 /// So many layers of a machine's own are made one. A chain may have 64 files (`disk::MAX_LAYERS`), and each costs
 /// a descriptor and some memory.
 const MANY_LAYERS: usize = 16;
+/// From so many files on, what a machine's disk lies over becomes one layer of its own, in the next snapshot too: those
+/// are the layers of snapshots that were woken and snapshotted again and again. At [`disk::MAX_LAYERS`] it would be over.
+const MANY_FILES: usize = 40;
 
 /// What must be known of a machine to keep snapshots of it.
 pub struct Keeper {
@@ -61,10 +65,33 @@ pub struct Keeper {
 /// Hears of progress and says whether to go on.
 pub type Watch<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
 
+/// There is one at a time, from its freeze until it is there.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the turn; ends early when nobody wants it any more, or the guest has ended.
+fn my_turn(guest: &dyn Guest, watch: Watch<'_>) -> Result<MutexGuard<'static, ()>, Failure> {
+    loop {
+        if let State::Ended(_) = guest.state() {
+            return Err(machine::Error::Ended.into());
+        }
+        match TURN.try_lock() {
+            Ok(turn) => return Ok(turn),
+            Err(TryLockError::Poisoned(turn)) => return Ok(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if watch(Progress { phase: Phase::Turn, done: 0, total: 0 }).is_break() {
+            return Err(machine::Error::Cancelled.into());
+        }
+        thread::sleep(GLANCE);
+    }
+}
+
 /// A snapshot that is being put together.
 struct Draft<'a> {
     keeper: &'a Keeper,
     staging: Staging,
+    /// Its name, which nobody else gets meanwhile.
+    _name: Reserved,
     /// The snapshot that this one follows.
     previous: Snapshot,
     manifest: Manifest,
@@ -79,15 +106,21 @@ impl Keeper {
             Mode::Crash => Kind::Crash,
             Mode::Quiesced => Kind::Quiesced,
         };
+        if self.is_deep()
+            && let Ok(_turn) = my_turn(guest, watch)
+            && let Err(failure) = guest.flatten_disk(Reach::All)
+        {
+            tracing::warn!("the disk lies over many snapshots still: {failure}");
+        }
         let mut draft = self.draft(kind, request)?;
         let mut visitor = if request.at_doorbell { Some(await_ring(guest, watch)?) } else { None };
         if request.mode == Mode::Quiesced {
             // What is in the middle of something must come to its end before it can hold still.
             visitor = None;
         }
-        // One freeze at a time: another one's end would thaw this one.
-        static FREEZING: Mutex<()> = Mutex::new(());
-        let _alone = (request.mode == Mode::Quiesced).then(|| FREEZING.lock().unwrap_or_else(PoisonError::into_inner));
+        // Before the freeze: who waits for another's snapshot frozen, waits longer than a freeze lasts.
+        let _turn = my_turn(guest, watch)?;
+        draft.follow_the_last()?;
         let frozen = match request.mode {
             Mode::Quiesced => Some(Frozen::freeze(guest)?),
             Mode::Live | Mode::Crash => None,
@@ -115,10 +148,16 @@ impl Keeper {
 
     /// Makes one layer of many under the disk of a running machine, when it has too many of its own.
     pub fn flatten_if_long(&self, guest: &dyn Guest) {
+        let Ok(_turn) = my_turn(guest, &|_| ControlFlow::Continue(())) else { return };
         let long = self.machine.disk_layers().is_ok_and(|(layers, _)| layers.len() >= MANY_LAYERS);
-        if let Err(failure) = if long { guest.flatten_disk() } else { Ok(()) } {
+        if let Err(failure) = if long { guest.flatten_disk(Reach::Own) } else { Ok(()) } {
             tracing::warn!("the disk keeps its many layers: {failure}");
         }
+    }
+
+    /// Whether the disk lies over so many files that before long no further one can come.
+    fn is_deep(&self) -> bool {
+        disk::depth(&self.files.disk, &self.files.disk_root).is_ok_and(|files| files >= MANY_FILES)
     }
 
     /// How many memories lie over each other in this one; `None` when one of them is gone.
@@ -127,9 +166,13 @@ impl Keeper {
         Some(self.store.memory_chain(&base).ok()?.len())
     }
 
-    /// Takes a snapshot of a machine that is shut down, whose lock the caller holds.
-    pub fn take_clean(&self, request: &SnapshotRequest, watch: Watch<'_>) -> Result<Taken, Failure> {
-        let mut draft = self.draft(Kind::Clean, request)?;
+    /// Takes a snapshot of the disk of a machine that does not run, whose lock the caller holds: `clean` when it was shut
+    /// down in good order, and otherwise `crash`.
+    pub fn take_resting(&self, kind: Kind, request: &SnapshotRequest, watch: Watch<'_>) -> Result<Taken, Failure> {
+        if self.is_deep() {
+            self.flatten_at_rest()?;
+        }
+        let mut draft = self.draft(kind, request)?;
         disk::prepare(&self.files.disk, &self.files.disk_root)?.keep();
         for layer in disk::own_layers(&self.files.disk)?.layers {
             share(&layer, &draft.staging.dir().join(layer.file_name().unwrap_or_default()))?;
@@ -140,13 +183,23 @@ impl Keeper {
         draft.publish(&request.name, 0, 0, watch).map(|(taken, _)| taken)
     }
 
+    /// Makes one layer of all those that the disk of a machine that is shut down lies over.
+    fn flatten_at_rest(&self) -> Result<(), Failure> {
+        let (top, root) = (&self.files.disk, &self.files.disk_root);
+        let mut disk = disk::open(top, Format::Qcow2, Access::ReadWrite, root)?;
+        if let Some(mut flattened) = disk::flatten(top, root, Reach::All)? {
+            disk.adopt(&mut flattened)?;
+            flattened.remove_old()?;
+        }
+        Ok(())
+    }
+
     fn draft(&self, kind: Kind, request: &SnapshotRequest) -> Result<Draft<'_>, Failure> {
         let begun = Instant::now();
+        let name = self.store.reserve(&request.name)?;
         self.store.check_free(&request.name)?;
         let staging = self.store.stage()?;
-        // Lineage is a tale, not a need: the last snapshot may have been removed since.
-        let last = self.machine.last_snapshot()?;
-        let previous = self.store.resolve(&last).or_else(|_| self.store.resolve(&self.machine.spec.image))?;
+        let previous = self.previous()?;
         let mut manifest = Manifest::new(kind, &request.name, now());
         manifest.note = request.note.clone();
         manifest.parent = Some(previous.digest);
@@ -155,11 +208,27 @@ impl Keeper {
         for (path, name) in boot.into_iter().filter_map(|(path, name)| path.map(|path| (path, name))) {
             share(path, &staging.dir().join(name))?;
         }
-        Ok(Draft { keeper: self, staging, previous, manifest, begun })
+        Ok(Draft { keeper: self, staging, _name: name, previous, manifest, begun })
+    }
+
+    /// What a snapshot that is taken now follows. Lineage is a tale, not a need: the last snapshot may have been removed
+    /// since.
+    fn previous(&self) -> Result<Snapshot, Failure> {
+        let last = self.machine.last_snapshot()?;
+        Ok(self.store.resolve(&last).or_else(|_| self.store.resolve(&self.machine.spec.image))?)
     }
 }
 
 impl Draft<'_> {
+    /// Follows the one that came before its turn, if one did.
+    fn follow_the_last(&mut self) -> Result<(), Failure> {
+        if self.keeper.machine.last_snapshot()? != self.previous.digest.to_string() {
+            self.previous = self.keeper.previous()?;
+            self.manifest.parent = Some(self.previous.digest);
+        }
+        Ok(())
+    }
+
     fn add_memory(&mut self, memory: &CapturedMemory) -> Result<(), Failure> {
         self.manifest.memory = Some(MemoryInfo { parent: memory.parent, bytes: memory.bytes });
         Ok(())
@@ -186,16 +255,27 @@ impl Draft<'_> {
         let size = |name: &String| fs::metadata(dir.join(name)).map_or(0, |file| file.len());
         let (mut done, total) = (0, names.iter().map(size).sum());
         for name in &names {
-            if watch(Progress { phase: Phase::Digests, done, total }).is_break() {
-                return Err(Failure::new(Code::Failed, "the snapshot was cancelled"));
+            let (mut now, mut cancelled) = (done, false);
+            let mut tell = |bytes| {
+                now += bytes;
+                cancelled = watch(Progress { phase: Phase::Digests, done: now, total }).is_break();
+                if cancelled { Err(io::Error::other("cancelled")) } else { Ok(()) }
+            };
+            let described =
+                tell(0).at("digest", &dir).map_err(failed).and_then(|()| self.describe(&dir, name, &mut tell));
+            if cancelled {
+                return Err(machine::Error::Cancelled.into());
             }
-            self.manifest.files.push(self.describe(&dir, name)?);
+            self.manifest.files.push(described?);
             done += size(name);
         }
         self.manifest.disks.push(self.disk(&dir)?);
         let (store, kind) = (&self.keeper.store, self.manifest.kind);
         let snapshot = store.publish(self.staging, &self.manifest, name)?;
-        self.keeper.machine.set_last_snapshot(&snapshot.digest).map_err(failed)?;
+        // It is there, whatever becomes of the tale.
+        if let Err(error) = self.keeper.machine.set_last_snapshot(&snapshot.digest) {
+            tracing::warn!("the next snapshot will not be known as a child of {name}: {error}");
+        }
         let taken = Taken {
             name: name.into(),
             digest: snapshot.digest.to_string(),
@@ -209,7 +289,12 @@ impl Draft<'_> {
     }
 
     /// A file's entry in the manifest. A file that is the previous snapshot's too was digested then.
-    fn describe(&self, dir: &Path, name: &str) -> Result<snapshot::File, Failure> {
+    fn describe(
+        &self,
+        dir: &Path,
+        name: &str,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> Result<snapshot::File, Failure> {
         let role = match name {
             "kernel" => Role::Kernel,
             "initrd" => Role::Initrd,
@@ -225,7 +310,7 @@ impl Draft<'_> {
         };
         match self.previous.manifest.files.iter().find(same) {
             Some(known) if known.size == mine.len() => Ok(snapshot::File { name: name.into(), ..known.clone() }),
-            _ => snapshot::describe(dir, name, role).map_err(failed),
+            _ => snapshot::describe_watched(dir, name, role, watch).map_err(failed),
         }
     }
 
@@ -256,7 +341,7 @@ fn await_ring(guest: &dyn Guest, watch: Watch<'_>) -> Result<Visitor, Failure> {
             return Ok(visitor);
         }
         if watch(waiting).is_break() {
-            return Err(Failure::new(Code::Failed, "the snapshot was cancelled"));
+            return Err(machine::Error::Cancelled.into());
         }
         if let State::Ended(_) = guest.state() {
             return Err(machine::Error::Ended.into());

@@ -18,7 +18,7 @@ use super::host::{Guest, Host};
 use super::protocol::{Ended, Resize, State, Stop, Wait};
 use super::server::{Limits, Server};
 use super::snapshots::Watch;
-use crate::disk::Mark;
+use crate::disk::{Mark, Reach};
 use crate::machine::{self, Armed, Captured, Drive, End, MemoryMap, Resized, Shape};
 use crate::snapshot::Digest;
 use crate::spec::{Ephemeral, MachineSpec, Size};
@@ -55,7 +55,7 @@ impl Guest for Paper {
     fn capture(&self, _: &Path, _: bool, _: &dyn Fn(&Digest) -> bool, _: Watch<'_>) -> Result<Captured<'_>, Failure> {
         Err(Failure::new(Code::Failed, "paper has no memory"))
     }
-    fn flatten_disk(&self) -> Result<(), Failure> {
+    fn flatten_disk(&self, _: Reach) -> Result<(), Failure> {
         Ok(())
     }
     fn memory_map(&self, cells: u32) -> Result<MemoryMap, Failure> {

@@ -114,7 +114,7 @@ pub(super) fn open_sealed_alone(path: &Path, format: Format) -> Result<FormatAcc
 }
 
 /// How many files the chain of the qcow2 file at `path` has; `TooManyLayers` when they are too many.
-pub(super) fn depth(path: &Path, root: &Path) -> Result<usize, Error> {
+pub fn depth(path: &Path, root: &Path) -> Result<usize, Error> {
     let layers = Layers::below(root)?;
     let mut at = fs::canonicalize(path).at("find", path)?;
     for depth in 1..=MAX_LAYERS {

@@ -5,6 +5,10 @@
 //! root ──► root-4 ──► base                              after, and both show the guest the same
 //! ```
 //!
+//! What lies below a machine's own layers are those of the snapshot that it woke from, and of those before that one. A
+//! machine that is woken from a snapshot of a machine that was woken, and so on, gets a chain that is made of these; so
+//! they can be copied along ([`Reach::All`]), down to the last file of all, the image's.
+//!
 //! Sealed layers never change, so what they show together is copied at leisure. Then [`super::Disk::adopt`] gives
 //! the running top the new layer to read through, in memory, and writes the new name into the top's header. That
 //! name lies in the first sector, which a disk writes as a whole or not at all; and whichever of the two names a
@@ -19,12 +23,12 @@ use std::sync::Arc;
 
 use imago::FormatAccess;
 
-use super::chain::{Layer, locked, open_layer};
+use super::chain::{Layer, chain_files, locked, open_layer};
 use super::fence::{Identity, Sector};
 use super::fenced::Fenced;
 use super::fold::fold;
 use super::header::rename_backing;
-use super::layers::{Names, own_layers};
+use super::layers::{Names, own_header, own_layers};
 use super::{Error, Format};
 use crate::sys::files::{At, sync_dir};
 
@@ -53,30 +57,48 @@ enum Used {
     Yes,
 }
 
-/// Makes one layer of all the own layers of the disk at `top`, whose chain stays inside the folder `root`. `None`
-/// when there are fewer than two. `InUse` when one of them is not sealed. The machine may go on, but must not get
-/// a new top until the result was adopted or dropped.
-pub fn flatten(top: &Path, root: &Path) -> Result<Option<Flattened>, Error> {
+/// Which layers become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The machine's own.
+    Own,
+    /// Everything between the top and the last file.
+    All,
+}
+
+/// Makes one layer of those below the disk at `top`, whose chain stays inside the folder `root`. `None` when there are
+/// fewer than two. `InUse` when one of the machine's own is not sealed. The machine may go on, but must not get a new
+/// top until the result was adopted or dropped.
+pub fn flatten(top: &Path, root: &Path, reach: Reach) -> Result<Option<Flattened>, Error> {
     let names = Names::of(top)?;
     let own = own_layers(top)?;
-    let [_, .., highest] = own.layers.as_slice() else { return Ok(None) };
+    let (sources, base) = match reach {
+        Reach::Own => (own.layers.iter().rev().map(|path| (path.clone(), Format::Qcow2)).collect(), own.base),
+        Reach::All => {
+            let files = chain_files(top, Format::Qcow2, root)?;
+            let [_, between @ .., (last, format)] = files.as_slice() else { return Ok(None) };
+            (between.to_vec(), Some((name_from(names.dir(), last, root)?, *format)))
+        }
+    };
+    if sources.len() < 2 {
+        return Ok(None);
+    }
+    let Some((below, _)) = own_header(top)?.backing else { return Ok(None) };
     // Beside others who read: a layer that is not sealed has a lock by which this is refused.
     let _held = own.layers.iter().map(|path| locked(path, false)).collect::<Result<Vec<_>, _>>()?;
 
     let number = names.next()?;
     let (path, temporary) = (names.layer(number), names.temporary());
-    let base = own.base.as_ref().map(|(name, format)| (name.as_str(), *format));
-    let sources: Vec<_> = own.layers.iter().rev().map(|path| (path.clone(), Format::Qcow2)).collect();
+    let base = base.as_ref().map(|(name, format)| (name.as_str(), *format));
     let written =
         fold(&sources, &temporary, base, root).and_then(|()| Ok(fs::rename(&temporary, &path).at("make", &path)?));
     written.inspect_err(|_: &Error| {
         // What went wrong is the error to report; what cannot be removed now, `tidy` removes.
         let _ = fs::remove_file(&temporary);
     })?;
-    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut flattened = Flattened {
         top: Identity::of(&fs::symlink_metadata(top).at("find", top)?),
-        names: (name_of(highest), names.layer_name(number)),
+        names: (below, names.layer_name(number)),
         old: own.layers,
         path,
         below: None,
@@ -85,6 +107,16 @@ pub fn flatten(top: &Path, root: &Path) -> Result<Option<Flattened>, Error> {
     sync_dir(names.dir())?;
     flattened.below = Some(open_layer(&flattened.path, root)?.access);
     Ok(Some(flattened))
+}
+
+/// How a file of the store is called from a folder of the store.
+fn name_from(folder: &Path, file: &Path, root: &Path) -> Result<String, Error> {
+    let root = fs::canonicalize(root).at("find", root)?;
+    let folder = fs::canonicalize(folder).at("find", folder)?;
+    match (folder.strip_prefix(&root), file.strip_prefix(&root)) {
+        (Ok(folder), Ok(file)) => Ok(format!("{}{}", "../".repeat(folder.components().count()), file.display())),
+        _ => Err(Error::refused(file, "it is not in the store")),
+    }
 }
 
 impl Flattened {

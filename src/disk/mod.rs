@@ -34,9 +34,9 @@ use std::path::{Path, PathBuf};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 
-pub use chain::{Access, MAX_LAYERS, chain_files, open};
+pub use chain::{Access, MAX_LAYERS, chain_files, depth, open};
 pub use compare::{Changes, compare};
-pub use flatten::{Flattened, flatten};
+pub use flatten::{Flattened, Reach, flatten};
 pub use fold::{fold, read_data};
 pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};

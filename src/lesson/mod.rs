@@ -123,6 +123,8 @@ pub struct Step {
     pub makes: &'static [&'static str],
     /// Machines that run when it begins.
     pub cast: &'static [&'static str],
+    /// A figure without which it is not played, as `registry`, and what is said then.
+    pub only_with: Option<(&'static str, &'static str)>,
     /// What to look at.
     pub watch: &'static str,
     /// What a student types.
@@ -151,6 +153,7 @@ impl Step {
         needs: &[],
         makes: &[],
         cast: &[],
+        only_with: None,
         watch: "",
         acts: &[],
         looks: &[],
@@ -160,6 +163,13 @@ impl Step {
         ask: None,
         notes: Notes { minutes: 1, say: "", wrong: "" },
     };
+}
+
+impl Step {
+    /// Why it is not played here, if it is not: what was measured lacks the figure that it needs.
+    pub fn lacking(&self, figures: &Figures) -> Option<&'static str> {
+        self.only_with.filter(|(figure, _)| figures.get(figure).is_none()).map(|(_, why)| why)
+    }
 }
 
 /// A command of a step.

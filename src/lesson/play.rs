@@ -11,6 +11,8 @@ use super::progress::Progress;
 use super::{Act, Chapter, Desk, Error, Figures, Show, Step, When, book, page, shell, speed, watch};
 use crate::sys::process::boot_id;
 
+/// The variable that says where a registry is, as HOST:PORT.
+const REGISTRY: &str = "CATNAP_LESSON_REGISTRY";
 /// How long a page may take to answer when it is looked at.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -170,6 +172,11 @@ impl<'a> Player<'a> {
         }
         self.show.notes(&step.notes);
         self.show.line_end();
+        if let Some(why) = step.lacking(&figures) {
+            self.show.aside("  ∅ ", why);
+            self.keep(place, &figures)?;
+            return Ok(self.pause());
+        }
         for left in (0..step.tries).rev() {
             let begun = Instant::now();
             match self.measure(step, &mut figures)? {
@@ -291,6 +298,11 @@ impl<'a> Player<'a> {
             let text = figures.fill(step.figure)?;
             self.show.figure(&text);
         }
+        self.keep(place, figures)
+    }
+
+    /// A step is over: keeps its figures, and comes to the next.
+    fn keep(&mut self, place: usize, figures: &Figures) -> Result<(), Error> {
         self.progress.figures.insert(self.name(place), figures.clone());
         let goes_on = place + 1 < self.steps().len() && self.first(place + 1) == self.first(place);
         self.arrive(place + 1, goes_on)
@@ -328,7 +340,11 @@ impl<'a> Player<'a> {
             let name = if number == 0 { "port".into() } else { format!("port{}", number + 1) };
             figures.put(&name, json!(port));
         }
-        let outside = std::env::var("CATNAP_LESSON_PAGE").ok().filter(|page| !page.is_empty());
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if let Some(registry) = set(REGISTRY) {
+            figures.put("registry", json!(registry));
+        }
+        let outside = set("CATNAP_LESSON_PAGE");
         let here = || format!("http://127.0.0.1:{}/", self.progress.ports.first().unwrap_or(&0));
         figures.put("page", json!(outside.unwrap_or_else(here)));
         figures

@@ -145,7 +145,8 @@ impl Player<'_> {
         let last = next.unwrap_or(self.steps().len()).checked_sub(1).filter(|last| self.is_played(*last));
         let missed = last.map_or_else(Vec::new, |last| {
             let figures = self.progress.figures.get(&self.name(last)).cloned().unwrap_or_default();
-            Self::claims(self.steps()[last].1, &figures)
+            let step = self.steps()[last].1;
+            if step.lacking(&figures).is_none() { Self::claims(step, &figures) } else { Vec::new() }
         });
         Standing {
             last: last.map(|last| self.name(last)),

@@ -191,6 +191,29 @@ fn a_figure_that_others_can_spoil_is_measured_again() {
     assert!(room.player(PATIENT, false).play(0, 0).is_err(), "there are six by now");
 }
 
+#[test]
+fn what_this_place_does_not_have_is_told_and_not_played() {
+    const RARE: &[Chapter] = &[chapter(
+        "rare",
+        &[
+            Step {
+                only_with: Some(("unicorn", "There is no unicorn here.")),
+                ..step("unicorn", &[run("touch ridden")], &[Claim { says: "{unicorn}", holds: |_| Some(false) }])
+            },
+            step("horse", &[run("touch walked")], &[]),
+        ],
+    )];
+    let room = Room::new();
+    let mut player = room.player(RARE, false);
+    player.play(0, 1).unwrap();
+    assert!(room.shown().contains("There is no unicorn here."));
+    let there = |name| room.folder.path().join("home/desk").join(name).exists();
+    assert_eq!((there("ridden"), there("walked"), player.is_played(0)), (false, true, true));
+    // What was not claimed is not missed either.
+    room.player(RARE, false).arrive(1, true).unwrap();
+    assert!(room.player(RARE, false).standing().missed.is_empty());
+}
+
 const DEADLY: &[Chapter] = &[chapter(
     "deadly",
     &[step(

@@ -177,11 +177,16 @@ impl Bays {
             let same = let_go.iter().position(|bay| self.was_at(*bay, &wanted.at));
             let bay = same.map(|at| let_go.remove(at)).or_else(|| free.pop()).or_else(|| let_go.pop());
             let done = match bay {
-                Some(bay) => self.fill(bay, &wanted, ready),
+                Some(bay) => self.fill(bay, &wanted, ready).map(|()| bay),
                 None => Err(BayError::Full),
             };
             match done {
-                Ok(()) => tracing::warn!("the ephemeral disk on {} is lost: a blank one took its place", wanted.at),
+                Ok(bay) => {
+                    tracing::warn!("the ephemeral disk on {} is lost: a blank one took its place", wanted.at);
+                    if let Some(seat) = &mut self.media.seats()[bay] {
+                        seat.note.get_or_insert_with(|| "what was on it is lost: it is blank".into());
+                    }
+                }
                 Err(error) => tracing::warn!("the ephemeral disk on {} is lost, and: {error}", wanted.at),
             }
         }

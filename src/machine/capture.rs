@@ -27,7 +27,7 @@ use vm_memory::GuestMemoryBackend;
 use super::memory_file::{Plan, Writing};
 use super::wake::{VCPU_VERSION, VM_VERSION};
 use super::{Drive, Error, Machine, Shape, Size, State, lock};
-use crate::disk::{self, Prepared};
+use crate::disk::{self, Prepared, Reach};
 use crate::kvm::{Shown, Vm};
 use crate::mem::{Dirty, GuestMemory};
 use crate::snapshot::{Digest, MachineState, STATE, memory};
@@ -65,6 +65,8 @@ impl Tracking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// Another snapshot of the machine is under way.
+    Turn,
     /// The guest has not rung yet.
     Doorbell,
     /// Memory is being written.
@@ -179,7 +181,8 @@ impl Machine {
         };
         // Before the pause, so that nobody who looks at the log makes it longer.
         let mut log = lock(&self.log);
-        let (paused_at_us, still) = (process::monotonic_us(), self.stand_still()?);
+        let still = self.stand_still()?;
+        let paused_at_us = process::monotonic_us().saturating_sub(still.since.elapsed().as_micros() as u64);
         let moment = self.take_moment(&tracking, &mut log, &mut prepared, files);
         let pause = still.go_on();
         drop(log);
@@ -278,12 +281,11 @@ impl Machine {
         Ok(logs)
     }
 
-    /// Makes one layer of all that the disk has got by snapshots, while the guest runs. Layers that snapshots hold
-    /// stay theirs.
-    pub fn flatten_disk(&self) -> Result<(), Error> {
+    /// Makes one layer of those under the disk, while the guest runs. Layers that snapshots hold stay theirs.
+    pub fn flatten_disk(&self, reach: Reach) -> Result<(), Error> {
         // No snapshot meanwhile: it would add a layer to those that are being read.
         let _tracking = lock(&self.tracking);
-        if let Some(mut flattened) = disk::flatten(&self.files.disk, &self.files.disk_root)? {
+        if let Some(mut flattened) = disk::flatten(&self.files.disk, &self.files.disk_root, reach)? {
             lock(&self.devices.root).device_mut().adopt_flattened(&mut flattened)?;
             flattened.remove_old()?;
         }
@@ -301,9 +303,14 @@ impl Machine {
 
     fn stand_still(&self) -> Result<Still<'_>, Error> {
         let alone = lock(&self.pausing);
-        let (since, ran) = (Instant::now(), self.team.running());
-        if ran && self.team.pause() {
+        let ran = self.team.running();
+        if ran {
+            // What a device is at may take as long as a disk takes; the guest runs on meanwhile.
             self.gate.close();
+        }
+        let since = Instant::now();
+        if ran && !self.team.pause() {
+            self.gate.open();
         }
         match self.state() {
             State::Ended(_) => Err(Error::Ended),

@@ -236,16 +236,17 @@ impl Machine {
         if self.team.resume() { Ok(()) } else { Err(Error::Ended) }
     }
 
-    /// Stops the vCPUs, then the devices; returns when all of them stand still. Does nothing twice.
+    /// Stops the devices, then the vCPUs; returns when all of them stand still. Does nothing twice.
     pub fn pause(&self) -> Result<(), Error> {
         let _alone = lock(&self.pausing);
         if !self.team.running() {
             return if self.team.ended().is_some() { Err(Error::Ended) } else { Ok(()) };
         }
+        self.gate.close();
         if !self.team.pause() {
+            self.gate.open();
             return Err(Error::Ended);
         }
-        self.gate.close();
         Ok(())
     }
 
@@ -273,7 +274,10 @@ impl Machine {
 
     /// Blocks until the machine has ended and no vCPU runs any more.
     pub fn wait(&self) -> End {
-        self.team.wait()
+        let end = self.team.wait();
+        // Whoever still writes a snapshot holds on to the machine; those who speak with the guest need not wait for that.
+        self.vsock.hang_up();
+        end
     }
 
     /// Presses the power button.

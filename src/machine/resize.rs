@@ -29,7 +29,7 @@ use crate::spec;
 /// How long the guest may do nothing before it counts as unable or unwilling. It gives memory back in blocks of
 /// 128 MiB, each of which takes a kernel that fills it with zeros first seconds where hosts are emulated; and for so
 /// long its agent may be silent, for Linux does such work on the vCPU that takes the interrupts.
-const STANDSTILL: Duration = Duration::from_secs(12);
+const STANDSTILL: Duration = Duration::from_secs(30);
 /// How often the guest is asked how far it is.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long its agent may take to say so.

@@ -1,5 +1,5 @@
 //! What a machine wakes from: its state and its memory, read from a snapshot and from those that it is a
-//! difference to, all of it checked before KVM is asked for anything.
+//! difference to, all of it checked before anything of it reaches KVM.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

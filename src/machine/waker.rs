@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use catnap_guest::protocol::{Hello, Identity, Reply, Request, Settings, Status, VERSION, Wake, WakeDisk};
+use catnap_guest::protocol::{Hello, Identity, Reply, Request, Settings, VERSION, Wake, WakeDisk, Woken};
 
 use super::resize::Asked;
 use super::{Machine, agent, lock};
@@ -19,8 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// says hello when it is.
 const TRYING: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long the guest has for what it was at before its agent has work to do: that is what people see first.
+const LEAD: Duration = Duration::from_millis(5);
 /// How long a guest may take to get its new size. Then its ports are opened in any case.
-pub const SETTLING: Duration = Duration::from_secs(60);
+pub const SETTLING: Duration = Duration::from_secs(120);
 
 /// How a machine is to wake.
 #[derive(Clone, Debug, Default)]
@@ -84,6 +86,7 @@ fn open(machine: &Machine) {
 
 fn keep_telling(machine: &Weak<Machine>, wakeup: &Wakeup) -> Option<Hello> {
     let begun = Instant::now();
+    std::thread::sleep(LEAD);
     while begun.elapsed() < TRYING {
         // Not held while waiting: a machine that ends must be able to go.
         let (vsock, bays) = machine.upgrade().map(|it| (it.vsock.clone(), Arc::downgrade(&it.bays)))?;
@@ -107,19 +110,22 @@ fn keep_telling(machine: &Weak<Machine>, wakeup: &Wakeup) -> Option<Hello> {
 }
 
 fn tell(vsock: &Handle, wakeup: &Wakeup, disks: Vec<WakeDisk>) -> io::Result<Hello> {
-    let status = agent::status(vsock, PATIENCE)?;
-    match agent::ask(vsock, &Request::Wake(wake(&status, wakeup, disks)?), PATIENCE)? {
-        Reply::Ok => {}
-        // It did what it could: it is awake, and its log has the rest.
-        Reply::Error(why) => tracing::warn!("the guest's agent could not do all that a wake asks for: {why}"),
-        other => return Err(io::Error::other(format!("{other:?} in place of an ok"))),
+    match agent::ask(vsock, &Request::Wake(wake(wakeup, disks)?), PATIENCE)? {
+        Reply::Woken(Woken { boot_id, failed }) => {
+            // It did what it could: it is awake, and its log has the rest.
+            if let Some(why) = failed {
+                tracing::warn!("the guest's agent could not do all that a wake asks for: {why}");
+            }
+            Ok(Hello { version: VERSION, boot_id })
+        }
+        other => Err(io::Error::other(format!("{other:?} in place of what came of the wake"))),
     }
-    Ok(Hello { version: VERSION, boot_id: status.boot_id })
 }
 
-fn wake(status: &Status, wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
+fn wake(wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
     Ok(Wake {
-        generation: status.generation.saturating_add(1),
+        // One more than it was, whatever that is: to ask first would cost the guest as much as the wake itself.
+        generation: 0,
         entropy: random_hex(32)?,
         identity: wakeup.identity.clone(),
         settings: wakeup.settings.clone(),

@@ -100,10 +100,10 @@ impl Client {
         self.again(|| self.call(Method::PUT, &url, &headers, bytes, "take the manifest").map(drop))
     }
 
-    /// Whether a blob is there. One that it would send us elsewhere for is.
+    /// Whether a blob is there. One that it sends us elsewhere for is when it is there.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let url = self.url(&format!("blobs/{digest}"));
-        self.again(|| match self.call(Method::HEAD, &url, &[], &[], "tell whether a blob is there") {
+        self.again(|| match self.follow(Method::HEAD, &url, &[], "tell whether a blob is there") {
             Ok(_) => Ok(true),
             Err(Error::NotFound(_)) => Ok(false),
             Err(error) => Err(error),
@@ -182,16 +182,16 @@ impl Client {
         let authorization = if ours { self.authorization() } else { None };
         let answer = self.send(&method, url, headers, body, authorization.as_deref())?;
         if answer.status != StatusCode::UNAUTHORIZED || !ours {
-            return self.judge(answer, url, doing);
+            return self.judge(answer, &method, url, doing);
         }
         let asked = answer.headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let Some(challenge) = Challenge::find(asked) else { return self.judge(answer, url, doing) };
+        let Some(challenge) = Challenge::find(asked) else { return self.judge(answer, &method, url, doing) };
         let Some(authorization) = self.authorize(&challenge, authorization.as_deref(), doing)? else {
-            return self.judge(answer, url, doing);
+            return self.judge(answer, &method, url, doing);
         };
         drop(answer);
         let answer = self.send(&method, url, headers, body, Some(&authorization))?;
-        self.judge(answer, url, doing)
+        self.judge(answer, &method, url, doing)
     }
 
     fn send(
@@ -216,11 +216,19 @@ impl Client {
         Ok(Answer { status: parts.status, headers: parts.headers, body })
     }
 
-    /// Makes an error of an answer that is one.
-    fn judge(&self, answer: Answer, url: &str, doing: &'static str) -> Result<Answer, Error> {
+    /// Makes an error of an answer that is one. A redirect is one for whoever gives: nothing was taken.
+    fn judge(&self, answer: Answer, method: &Method, url: &str, doing: &'static str) -> Result<Answer, Error> {
         let (host, status) = (self.reference.host.clone(), answer.status);
-        if status.is_success() || status.is_redirection() {
+        let asks = matches!(*method, Method::GET | Method::HEAD);
+        if status.is_success() || asks && status.is_redirection() {
             return Ok(answer);
+        }
+        if status.is_redirection() {
+            // Only the host is shown: the rest may hold secrets.
+            let to = header(&answer.headers, LOCATION.as_str()).and_then(|location| self.resolve(url, location).ok());
+            let to = to.and_then(|to| to.parse::<Uri>().ok()?.authority().map(ToString::to_string));
+            let to = to.unwrap_or_else(|| "another place".into());
+            return Err(self.strange(format!("asked to {doing}, it answers {} and sends us to {to}", status.as_u16())));
         }
         if let Some(pause) = header(&answer.headers, RETRY_AFTER.as_str()).and_then(|value| value.parse().ok()) {
             rest(Duration::from_secs(pause).min(MAX_PAUSE))?;

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -350,9 +351,20 @@ fn check_name(name: &str) -> Result<(), String> {
 
 /// Describes the file `name` in `dir`: reads all of it for its digest.
 pub fn describe(dir: &Path, name: &str, role: Role) -> Result<File, files::Error> {
+    describe_watched(dir, name, role, &mut |_| Ok(()))
+}
+
+/// The same, and `watch` hears of every so many bytes that were read; its error ends the reading.
+pub fn describe_watched(
+    dir: &Path,
+    name: &str,
+    role: Role,
+    watch: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> Result<File, files::Error> {
     let path = dir.join(name);
-    let mut file = fs::File::open(&path).at("open", &path)?;
+    let file = fs::File::open(&path).at("open", &path)?;
     let size = file.metadata().at("open", &path)?.len();
+    let mut file = Watched { from: file, watch };
     let (digest, chunks) = if size < CHUNKED_FROM {
         (Digest::of_all(&mut file).at("read", &path)?, None)
     } else {
@@ -360,6 +372,20 @@ pub fn describe(dir: &Path, name: &str, role: Role) -> Result<File, files::Error
         (digest, Some(Chunks { size: CHUNK, digests }))
     };
     Ok(File { name: name.into(), role, size, digest, chunks })
+}
+
+/// A file, and who hears of what is read.
+struct Watched<'a> {
+    from: fs::File,
+    watch: &'a mut dyn FnMut(u64) -> io::Result<()>,
+}
+
+impl io::Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        (self.watch)(count as u64)?;
+        Ok(count)
+    }
 }
 
 #[cfg(test)]
@@ -455,7 +481,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let large = fs::File::create(dir.path().join("large")).unwrap();
         large.set_len(CHUNKED_FROM + 1).unwrap();
-        let described = describe(dir.path(), "large", Role::Memory).unwrap();
+        let mut heard = 0;
+        let mut count = |bytes| {
+            heard += bytes;
+            Ok(())
+        };
+        let described = describe_watched(dir.path(), "large", Role::Memory, &mut count).unwrap();
+        assert_eq!(heard, described.size);
+        let mut enough = |_| Err(io::ErrorKind::Other.into());
+        assert!(describe_watched(dir.path(), "large", Role::Memory, &mut enough).is_err());
         let chunks = described.chunks.unwrap();
         assert_eq!((described.size, chunks.digests.len()), (CHUNKED_FROM + 1, 17));
         assert_eq!(chunks.digests[0], Digest::of(&vec![0; CHUNK as usize]));

@@ -16,7 +16,7 @@ pub use digest::Digest;
 pub use machine::{Cpu, Machine};
 pub use manifest::{
     Backing, Chunks, Disk, Ephemeral, Error, File, Kind, MANIFEST, MAX_MANIFEST, Manifest, MemoryInfo, Need, Role,
-    describe,
+    describe, describe_watched,
 };
 pub use signature::{KeyError, PublicKey, SecretKey, Signature};
 pub use state::{MAX_STATE, MachineState, STATE, StateError};

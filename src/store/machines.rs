@@ -32,6 +32,7 @@ const DISK: &str = "root.qcow2";
 const KERNEL: &str = "kernel";
 const LOCK: &str = "lock";
 const RUN: &str = "run.json";
+const MONITOR_LOG: &str = "monitor.log";
 /// The longest `machine.json` or `run.json`, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// What the kernel calls this boot of the host (random(4)).
@@ -161,6 +162,11 @@ impl Store {
         Ok(self.machine_of(spec, dir))
     }
 
+    /// What the monitor of the machine of that name says, there or not. The folder is made.
+    pub fn monitor_log(&self, name: &Name) -> Result<PathBuf, Error> {
+        log_in(&self.logs_dir(name), MONITOR_LOG)
+    }
+
     /// All machines, in the order of their names. One whose files cannot be read has a name too.
     pub fn machines(&self) -> Result<Vec<Listed>, Error> {
         let names = names_in(&self.folder("machines"))?;
@@ -198,11 +204,11 @@ impl Store {
         Machine { logs: self.logs_dir(&spec.name), runtime: self.runtime_dir(&spec.name), spec, dir }
     }
 
-    fn machine_dir(&self, name: &Name) -> PathBuf {
+    pub(super) fn machine_dir(&self, name: &Name) -> PathBuf {
         self.folder("machines").join(name.as_str())
     }
 
-    fn logs_dir(&self, name: &Name) -> PathBuf {
+    pub(super) fn logs_dir(&self, name: &Name) -> PathBuf {
         self.home.state.join("logs").join(name.as_str())
     }
 
@@ -269,17 +275,12 @@ impl Machine {
 
     /// What the guest says on its serial console. The folder is made.
     pub fn console_log(&self) -> Result<PathBuf, Error> {
-        self.log("console.log")
+        log_in(&self.logs, "console.log")
     }
 
     /// What the monitor says. The folder is made.
     pub fn monitor_log(&self) -> Result<PathBuf, Error> {
-        self.log("monitor.log")
-    }
-
-    fn log(&self, name: &str) -> Result<PathBuf, Error> {
-        private_dir(&self.logs)?;
-        Ok(self.logs.join(name))
+        log_in(&self.logs, MONITOR_LOG)
     }
 
     /// The socket on which its monitor listens; use `sys::local`, for the path may be long. The folder is made.
@@ -289,8 +290,13 @@ impl Machine {
     }
 }
 
+fn log_in(logs: &Path, name: &str) -> Result<PathBuf, Error> {
+    private_dir(logs)?;
+    Ok(logs.join(name))
+}
+
 /// Locks the machine in `dir`, and makes sure that it was not removed or replaced in the meantime.
-fn lock(dir: &Path, name: &Name) -> Result<FileLock, Error> {
+pub(super) fn lock(dir: &Path, name: &Name) -> Result<FileLock, Error> {
     let path = dir.join(LOCK);
     if !dir.is_dir() {
         return Err(Error::NoMachine(name.clone()));

@@ -13,6 +13,7 @@
 //!
 //! Whatever appears in the first four appears by a rename, whole and synced.
 
+mod aside;
 mod chains;
 mod family;
 mod keys;
@@ -31,13 +32,14 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
+pub use aside::Aside;
 pub use family::{Dependent, Family};
 pub use keys::Key;
 pub use machines::{Condition, Machine, RunLock};
 pub use merge::Each;
 pub use removal::Alone;
 pub use snapshots::{Listed, Snapshot};
-pub use staging::Staging;
+pub use staging::{Reserved, Staging};
 pub use usage::{Sizes, Usage};
 pub use verify::Seen;
 

@@ -73,7 +73,7 @@ impl Store {
         text.trim().parse().map_err(|why| Error::Damaged { path, why: format!("{why}") })
     }
 
-    fn name_path(&self, name: &str) -> Result<PathBuf, Error> {
+    pub(super) fn name_path(&self, name: &str) -> Result<PathBuf, Error> {
         if is_name(name) { Ok(self.folder("names").join(name)) } else { Err(Error::Reference(name.into())) }
     }
 }

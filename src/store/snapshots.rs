@@ -76,9 +76,8 @@ impl Store {
     /// The manifest's digests are believed: whoever made the files has just computed them, and whoever got
     /// them from elsewhere has checked them.
     pub fn publish(&self, staging: Staging, manifest: &Manifest, name: &str) -> Result<Snapshot, Error> {
-        let snapshot = self.publish_nameless(staging, manifest)?;
-        self.set_name(name, &snapshot.digest)?;
-        Ok(snapshot)
+        let published = self.publish_bytes(staging, manifest, &manifest.to_bytes()?)?;
+        self.name_or_withdraw(published, name)
     }
 
     /// The same with a manifest that came from elsewhere: its very bytes are kept, for its digest is of those, and
@@ -94,9 +93,17 @@ impl Store {
             // Without its snapshot it means nothing, and does no harm.
             let _ = if there { Ok(()) } else { fs::remove_file(&note) };
         });
-        let snapshot = published?;
-        self.set_name(name, &snapshot.digest)?;
-        Ok(snapshot)
+        self.name_or_withdraw(published?, name)
+    }
+
+    /// Gives a snapshot its name. One that is new does not stay without, since its maker hears of a failure.
+    fn name_or_withdraw(&self, (snapshot, is_new): (Snapshot, bool), name: &str) -> Result<Snapshot, Error> {
+        let named = self.set_name(name, &snapshot.digest);
+        if named.is_err() && is_new {
+            // When somebody needs it by now, it does stay, and is listed.
+            let _ = self.remove_snapshot(&snapshot.digest);
+        }
+        named.map(|()| snapshot)
     }
 
     /// Whether the snapshot came from elsewhere, so that its machine may still run there.
@@ -110,10 +117,11 @@ impl Store {
 
     /// The same without the name.
     pub(super) fn publish_nameless(&self, staging: Staging, manifest: &Manifest) -> Result<Snapshot, Error> {
-        self.publish_bytes(staging, manifest, &manifest.to_bytes()?)
+        self.publish_bytes(staging, manifest, &manifest.to_bytes()?).map(|(snapshot, _)| snapshot)
     }
 
-    fn publish_bytes(&self, staging: Staging, manifest: &Manifest, bytes: &[u8]) -> Result<Snapshot, Error> {
+    /// Also says whether it is new, or was there already.
+    fn publish_bytes(&self, staging: Staging, manifest: &Manifest, bytes: &[u8]) -> Result<(Snapshot, bool), Error> {
         let digest = Digest::of(bytes);
         let dir = self.snapshot_dir(&digest);
         let path = staging.dir().join(MANIFEST);
@@ -127,12 +135,15 @@ impl Store {
         let snapshot = Snapshot { digest, dir, manifest: manifest.clone() };
         let _beside = self.beside_others()?;
         self.check_needs(manifest)?;
-        match staging.publish(&snapshot.dir) {
-            Ok(()) => self.check_lengths(&snapshot)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.replace_damaged(&snapshot, &staging)?,
-            Err(error) => return Err(error.into()),
+        let is_new = match staging.publish(&snapshot.dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            published => published.map(|()| true)?,
+        };
+        match is_new {
+            true => self.check_lengths(&snapshot)?,
+            false => self.replace_damaged(&snapshot, &staging)?,
         }
-        Ok(snapshot)
+        Ok((snapshot, is_new))
     }
 
     /// Keeps the snapshot that is there already when it is whole, and puts the new copy in its place when not.

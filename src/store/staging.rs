@@ -23,6 +23,9 @@ const ARRIVING: &str = "arriving";
 /// How long what has arrived in part waits for the rest.
 const PATIENCE: Duration = Duration::from_secs(7 * 86400);
 
+/// How long ago a small file was begun whose writer will not finish it any more.
+const WRITTEN: Duration = Duration::from_secs(600);
+
 /// A folder of one's own, which goes away with this value unless it was published, or is to be kept.
 #[derive(Debug)]
 pub struct Staging {
@@ -60,6 +63,23 @@ impl Drop for Staging {
     }
 }
 
+/// A name that is kept for somebody.
+#[derive(Debug)]
+pub struct Reserved {
+    store: Store,
+    path: PathBuf,
+    _held: FileLock,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // Beside the guard nobody has opened the file and not locked it yet. Without it, the file is swept later.
+        if let Ok(_guard) = self.store.guard() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl Store {
     /// A new empty folder in which to make something, on the same filesystem as everything that is kept.
     pub fn stage(&self) -> Result<Staging, Error> {
@@ -70,6 +90,17 @@ impl Store {
         let staging = Staging { dir: self.staging(&name), lock, kept: false, _held: held };
         private_dir(&staging.dir)?;
         Ok(staging)
+    }
+
+    /// Keeps a name for a snapshot that is being made: nobody else gets it meanwhile.
+    pub fn reserve(&self, name: &str) -> Result<Reserved, Error> {
+        self.name_path(name)?;
+        let _guard = self.guard()?;
+        let path = self.staging(&format!("name-{name}.{LOCK}"));
+        match FileLock::try_exclusive(&path)? {
+            Some(held) => Ok(Reserved { store: self.clone(), path, _held: held }),
+            None => Err(Error::SnapshotTaken(name.into())),
+        }
     }
 
     /// The folder in which the snapshot with this digest arrives, perhaps with a part of it from an earlier time.
@@ -100,7 +131,23 @@ impl Store {
                 fs::remove_file(&left).at("remove", &left)?;
             }
         }
+        for left in self.unfinished()? {
+            // Its writer may be there after all, and remove it first.
+            swept += usize::from(fs::remove_file(&left).is_ok());
+        }
         Ok(swept)
+    }
+
+    /// Small files that were being written when their writer was killed, wherever some are.
+    fn unfinished(&self) -> Result<Vec<PathBuf>, Error> {
+        let machines = self.folder("machines");
+        let own = names_in(&machines)?.into_iter().map(|name| machines.join(name));
+        let folders = ["names", "verified", "arrived", "keys"].map(|name| self.folder(name)).into_iter().chain(own);
+        let mut left = Vec::new();
+        for folder in folders.filter(|folder| folder.is_dir()) {
+            left.extend(files::unfinished(&folder, WRITTEN)?);
+        }
+        Ok(left)
     }
 
     /// What a sweep would remove: how many things, and how many bytes the files that nobody else has take.
@@ -162,10 +209,14 @@ mod tests {
         fs::write(dead.join("half"), "x").unwrap();
         fs::write(store.staging("1-2-3.lock"), "").unwrap();
         fs::write(store.staging("4-5-6.lock"), "").unwrap();
+        let half_a_name = store.folder("names").join(".7-8-9");
+        fs::write(&half_a_name, "x").unwrap();
+        let old = SystemTime::now() - WRITTEN - Duration::from_secs(60);
+        fs::File::open(&half_a_name).unwrap().set_modified(old).unwrap();
         let (left, bytes) = store.leftovers().unwrap();
         assert!(left == 1 && bytes > 0 && dead.exists());
-        assert_eq!(store.sweep().unwrap(), 1);
-        assert!(alive.dir().join("half").exists() && !dead.exists());
+        assert_eq!(store.sweep().unwrap(), 2);
+        assert!(alive.dir().join("half").exists() && !dead.exists() && !half_a_name.exists());
         drop(alive);
         assert_eq!(names_in(&store.folder("staging")).unwrap(), [""; 0]);
     }
@@ -192,5 +243,19 @@ mod tests {
         assert_eq!((store.leftovers().unwrap().0, store.sweep().unwrap()), (1, 1));
         drop(store.stage_arriving(&digest).unwrap());
         assert!(!path.exists() && names_in(&store.folder(ARRIVING)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_name_is_kept_for_one_at_a_time() {
+        let (_dir, store) = crate::store::testing::store();
+        let held = store.reserve("anna@a").unwrap();
+        assert!(matches!(store.reserve("anna@a"), Err(Error::SnapshotTaken(_))));
+        assert_eq!(store.sweep().unwrap(), 0);
+        drop((store.reserve("anna@b").unwrap(), held));
+        drop(store.reserve("anna@a").unwrap());
+        assert_eq!(names_in(&store.folder("staging")).unwrap(), Vec::<String>::new());
+        for bad in ["../x", "", "a@b@c", "a/b"] {
+            assert!(matches!(store.reserve(bad), Err(Error::Reference(_))), "{bad}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Snapshot, Store};
-use crate::snapshot::{Digest, MANIFEST};
+use crate::snapshot::{Chunks, Digest, MANIFEST};
 use crate::sys::files::{At, names_in, read_bounded, write_atomically};
 
 /// The longest file of stamps; each takes some 150 bytes, and a manifest lists a few hundred files at most.
@@ -45,7 +45,16 @@ type Stamps = BTreeMap<String, Stamp>;
 
 /// Files that were read already: one that several snapshots share need not be read for each of them.
 #[derive(Debug, Default)]
-pub struct Seen(HashMap<(u64, u64), (Changed, Digest)>);
+pub struct Seen(HashMap<(u64, u64), Whole>);
+
+/// What was found of a file.
+#[derive(Debug)]
+struct Whole {
+    changed: Changed,
+    digest: Digest,
+    /// Those of its pieces, where a manifest listed them.
+    chunks: Option<Chunks>,
+}
 
 /// The length of a file and its time of change, which the kernel moves with every write.
 type Changed = (u64, i64, i64);
@@ -78,20 +87,35 @@ impl Store {
                 return Err(damaged(format!("it has {} bytes in place of {}", stamp.size, file.size)));
             }
             let inode = (stamp.device, stamp.inode);
-            let found = match seen.0.get(&inode) {
-                Some((known, digest)) if *known == changed => *digest,
-                _ => {
+            let serves = |it: &&Whole| it.changed == changed && (file.chunks.is_none() || file.chunks == it.chunks);
+            let known = seen.0.get(&inode).filter(serves).map(|it| it.digest);
+            let found = match known {
+                Some(digest) => digest,
+                None => {
                     let mut watched = Watched { from: open, tell: |bytes| done(&file.name, bytes) };
-                    Digest::of_all(&mut watched).at("read", &path)?
+                    match &file.chunks {
+                        None => Digest::of_all(&mut watched).at("read", &path)?,
+                        Some(chunks) => {
+                            let (whole, pieces) = Digest::of_pieces(&mut watched, chunks.size).at("read", &path)?;
+                            // Of a file that is damaged, its digest tells; this is of a manifest that is wrong.
+                            if whole == file.digest && pieces != chunks.digests {
+                                return Err(damaged("the digests of its pieces are not those in the manifest".into()));
+                            }
+                            whole
+                        }
+                    }
                 }
             };
             if found != file.digest {
                 return Err(damaged(format!("its digest is {found} in place of {}", file.digest)));
             }
-            seen.0.insert(inode, (changed, found));
+            if known.is_none() {
+                seen.0.insert(inode, Whole { changed, digest: found, chunks: file.chunks.clone() });
+            }
             stamps.insert(file.name.clone(), stamp);
         }
-        self.keep_stamps(snapshot, &stamps)
+        self.keep_stamps(snapshot, &stamps);
+        Ok(())
     }
 
     /// Checks that no file has changed since it was last verified, and verifies all when one has.
@@ -113,7 +137,8 @@ impl Store {
                 return Err(Error::Damaged { path: snapshot.dir.join(&file.name), why });
             }
         }
-        self.keep_stamps(snapshot, &stamps)
+        self.keep_stamps(snapshot, &stamps);
+        Ok(())
     }
 
     fn check_manifest(&self, snapshot: &Snapshot) -> Result<(), Error> {
@@ -164,10 +189,9 @@ impl Store {
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    fn keep_stamps(&self, snapshot: &Snapshot, stamps: &Stamps) -> Result<(), Error> {
-        let path = self.stamps_path(&snapshot.digest);
-        let bytes = serde_json::to_vec(stamps).map_err(io::Error::from).at("write", &path)?;
-        Ok(write_atomically(&path, &bytes)?)
+    /// Stamps only spare work: where there is no room for them, all is read again the next time.
+    fn keep_stamps(&self, snapshot: &Snapshot, stamps: &Stamps) {
+        let _ = serde_json::to_vec(stamps).map(|bytes| write_atomically(&self.stamps_path(&snapshot.digest), &bytes));
     }
 
     pub(super) fn stamps_path(&self, digest: &Digest) -> PathBuf {
@@ -323,12 +347,39 @@ mod tests {
         assert_eq!(read, 20_000);
         store.verify_unseen(&two, &mut seen, |_, bytes| read += bytes).unwrap();
         assert_eq!(read, 20_000);
+        // Another manifest's digests of pieces are its own, and may be wrong.
+        let mut wrong = two.manifest.clone();
+        wrong.files[0].chunks = Some(Chunks { size: 10_000, digests: vec![two.digest; 2] });
+        let staging = store.stage().unwrap();
+        fs::hard_link(one.dir.join("f"), staging.dir().join("f")).unwrap();
+        let three = store.publish(staging, &wrong, "a@3").unwrap();
+        store.verify_unseen(&two, &mut seen, |_, _| {}).unwrap();
+        let said = store.verify_unseen(&three, &mut seen, |_, _| {}).unwrap_err().to_string();
+        assert!(said.contains("pieces"), "{said}");
         std::thread::sleep(Duration::from_millis(10));
         meddle(&one.dir.join("f"), &[8; 20_000]);
         assert!(matches!(store.verify_unseen(&two, &mut seen, |_, _| {}), Err(Error::Damaged { .. })));
         fs::write(two.dir.join("stray"), "").unwrap();
         let said = store.verify(&two, |_, _| {}).unwrap_err().to_string();
         assert!(said.contains("stray"), "{said}");
+    }
+
+    #[test]
+    fn what_cannot_have_its_name_does_not_stay_and_stamps_are_no_need() {
+        let (_dir, store) = store();
+        let there = publish(&store, "one", "kitten").unwrap();
+        let names = store.folder("names");
+        fs::rename(&names, names.with_extension("away")).unwrap();
+        publish(&store, "two", "taken").unwrap_err();
+        assert_eq!(store.list().unwrap().len(), 1, "it is there after all");
+        publish(&store, "one", "taken").unwrap_err();
+        fs::rename(names.with_extension("away"), &names).unwrap();
+        assert_eq!(store.resolve("kitten").unwrap().digest, there.digest, "what was there before goes too");
+        let stamps = store.folder("verified");
+        fs::remove_dir_all(&stamps).unwrap();
+        fs::write(&stamps, "").unwrap();
+        let three = publish(&store, "three", "other").unwrap();
+        store.verify(&three, |_, _| {}).unwrap();
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// An operation on a file that failed, with its path.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,20 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
     written.at("write", path)?;
     sync_parent(path)
+}
+
+/// What [`write_atomically`] left in a folder when it was killed at it, at least `age` ago. Nobody looks at it.
+pub fn unfinished(dir: &Path, age: Duration) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).at("read", dir)? {
+        let entry = entry.at("read", dir)?;
+        let ours = entry.file_name().to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_unique_name);
+        let changed = entry.metadata().and_then(|metadata| metadata.modified());
+        // One that goes away just now was not left.
+        let old = changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|elapsed| elapsed >= age));
+        found.extend((ours && old).then(|| entry.path()));
+    }
+    Ok(found)
 }
 
 /// Makes a folder that was filled beside its destination appear there, with everything in it on the disk.
@@ -145,9 +160,25 @@ pub fn unique_name() -> String {
     format!("{}-{:x}-{}", std::process::id(), nanos, COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
+fn is_unique_name(name: &str) -> bool {
+    let parts: Vec<_> = name.split('-').collect();
+    parts.len() == 3 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_left_long_ago_is_unfinished() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir.path().join(format!(".{}", unique_name()));
+        for path in [&left, &dir.path().join(".guard"), &dir.path().join(unique_name())] {
+            fs::write(path, "x").unwrap();
+        }
+        assert_eq!(unfinished(dir.path(), Duration::from_secs(60)).unwrap(), [] as [PathBuf; 0]);
+        assert_eq!(unfinished(dir.path(), Duration::ZERO).unwrap(), [left]);
+    }
 
     #[test]
     fn a_file_is_replaced_as_a_whole_and_nothing_stays_behind() {

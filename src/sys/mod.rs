@@ -10,6 +10,7 @@ pub mod lock;
 pub mod mmap;
 #[cfg(test)]
 pub mod mutate;
+pub mod patient;
 pub mod peer;
 pub mod process;
 pub mod program;

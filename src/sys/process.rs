@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The longest readiness report, in bytes.
 const MAX_REPORT: u64 = 64 * 1024;
@@ -30,12 +30,13 @@ pub struct Detached {
 }
 
 /// Starts `program` in a session of its own, so that neither this terminal's signals nor its end reach it.
-/// Its standard input is empty, its standard error is appended to `log`, and its standard output is the
-/// readiness pipe: the process writes its report there and then calls [`end_report`].
+/// Its standard input is a pipe by which it may be told to go on ([`Detached::go_on`], [`wait_for_word`]), its standard
+/// error is appended to `log`, and its standard output is the readiness pipe: the process writes its report there and
+/// then calls [`end_report`].
 pub fn spawn_detached(program: &Path, args: &[&str], log: &Path) -> io::Result<Detached> {
     let log = File::options().append(true).create(true).open(log)?;
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).current_dir("/");
     // What is relative to this folder would mean another one there.
     if let Some(home) = std::env::var_os("CATNAP_HOME").filter(|home| !home.is_empty()) {
         command.env("CATNAP_HOME", std::path::absolute(home)?);
@@ -53,6 +54,13 @@ impl Detached {
         self.child.id()
     }
 
+    /// Lets it go on that waits for this. One that has died meanwhile says so by its report.
+    pub fn go_on(&mut self) {
+        if let Some(mut pipe) = self.child.stdin.take() {
+            let _ = pipe.write_all(b"\n");
+        }
+    }
+
     /// Waits for the report: whatever the process wrote before it ended its report, or died.
     pub fn report(&mut self) -> io::Result<Vec<u8>> {
         let mut report = Vec::new();
@@ -67,6 +75,11 @@ impl Detached {
         self.child.kill()?;
         self.child.wait().map(drop)
     }
+}
+
+/// Called in the detached process: waits until it may go on. `false` when nobody is there any more who could say so.
+pub fn wait_for_word() -> bool {
+    matches!(io::stdin().lock().read(&mut [0]), Ok(1..))
 }
 
 /// Called in the detached process: writes the report and lets go of the pipe; from now on standard output
@@ -110,23 +123,37 @@ impl Signals {
     }
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// When the first interrupt was caught, in microseconds of CLOCK_MONOTONIC; 0 for never.
+static INTERRUPTED: AtomicU64 = AtomicU64::new(0);
+/// How long what was begun may take to come to its end before another interrupt ends everything at once, in microseconds.
+const PATIENCE: u64 = 1_000_000;
 
-extern "C" fn on_interrupt(_: libc::c_int) {
-    INTERRUPTED.store(true, Ordering::SeqCst);
+extern "C" fn on_interrupt(signal: libc::c_int) {
+    let now = monotonic_us().max(1);
+    match INTERRUPTED.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst) {
+        Err(first) if now.saturating_sub(first) > PATIENCE => {
+            // SAFETY: both may be called in a signal handler (signal-safety(7)) and touch no memory.
+            unsafe {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
+        }
+        _ => {}
+    }
 }
 
-/// From now on Ctrl-C and SIGTERM only set a flag, so that what was begun can be taken back in good order.
+/// From now on Ctrl-C and SIGTERM only set a flag, so that what was begun can be taken back in good order. Whoever
+/// presses it again a second later wants no order: that ends this process, and what it leaves is swept like any other's.
 pub fn catch_interrupts() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: the handler only stores to an atomic. Programs that are started later do not inherit it.
+        // SAFETY: the handler touches an atomic and calls what a handler may call (signal-safety(7)). Programs that are started later do not inherit it.
         unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };
     }
 }
 
 /// Whether a caught interrupt came.
 pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
+    INTERRUPTED.load(Ordering::SeqCst) != 0
 }
 
 #[cfg(test)]
@@ -139,6 +166,7 @@ mod tests {
         let log = folder.path().join("log");
         let script = "read x || echo no input; cut -d' ' -f6 /proc/$$/stat; echo \"$$\"; echo to the log >&2";
         let mut child = spawn_detached(Path::new("/bin/sh"), &["-c", script], &log).unwrap();
+        drop(child.child.stdin.take());
         let report = String::from_utf8(child.report().unwrap()).unwrap();
         let words: Vec<_> = report.lines().map(str::trim).collect();
         assert_eq!(words[0], "no input");
@@ -154,6 +182,21 @@ mod tests {
         let mut child = spawn_detached(Path::new("/bin/false"), &[], &folder.path().join("log")).unwrap();
         assert_eq!(child.report().unwrap(), b"");
         assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_detached_process_goes_on_when_it_is_told_and_ends_when_nobody_is_left_to_tell_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let waiting = || {
+            let script = "read -r word && echo going on";
+            spawn_detached(Path::new("/bin/sh"), &["-c", script], &folder.path().join("log")).unwrap()
+        };
+        let mut child = waiting();
+        child.go_on();
+        assert_eq!(child.report().unwrap(), b"going on\n");
+        let mut child = waiting();
+        drop(child.child.stdin.take());
+        assert_eq!(child.report().unwrap(), b"");
     }
 
     #[test]

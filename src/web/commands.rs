@@ -25,7 +25,13 @@ const VERBS: &[(&[&str], &[Options], Flags)] = &[
     (&["disk", "detach"], &[], &["--force"]),
     (&["snapshot", "create"], &[&["--mode"]], &["--at-doorbell"]),
     (&["snapshot", "verify"], &[], &[]),
-    (&["restore"], &[SIZE, &["--name", "--disk-size", "-p", "--ephemeral"]], &["--cold", "--replace", "--no-safety"]),
+    (&["snapshot", "inspect"], &[], &["--secrets"]),
+    (&["snapshot", "scrub"], &[], &[]),
+    (
+        &["restore"],
+        &[SIZE, &["--name", "--disk-size", "-p", "--ephemeral", "--set"]],
+        &["--cold", "--replace", "--no-safety"],
+    ),
     (&["clone"], &[SIZE, &["--count", "--disk-size", "-p"]], &[]),
 ];
 
@@ -92,6 +98,9 @@ mod tests {
             "snapshot create anna@monday --mode crash --at-doorbell",
             "restore anna@monday --name anna-2 -p 8081:80 --cold",
             "restore sha256:0123abcd --replace --no-safety",
+            "restore anna@monday --name anna-2 --set colour=grey",
+            "snapshot inspect anna@monday --secrets",
+            "snapshot scrub anna@monday anna@public",
             "clone anna@monday bella --count 3 -p 8082:80",
             "load anna --seconds 5 --path /work?n=1000",
             "resize anna --cpus 4 --memory 1G",
@@ -111,6 +120,8 @@ mod tests {
             "snapshot",
             "snapshot export anna@a x",
             "snapshot rm anna@a",
+            "snapshot scrub anna@a --also-from /etc/passwd",
+            "snapshot inspect anna@a --find x",
             "run kitten --name",
             "run kitten --name --kernel",
             "start --help",

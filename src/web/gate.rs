@@ -9,6 +9,8 @@ use std::io::{self, Read};
 
 use axum::http::{HeaderMap, StatusCode};
 
+use crate::snapshot::Digest;
+
 /// Why a request is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -41,6 +43,13 @@ pub fn secret() -> io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What opens the page of one machine and nothing else, derived from a secret: no page can tell that of another.
+pub fn key_of(secret: &str, machine: &str) -> String {
+    let mut key = Digest::of(format!("{secret}/{machine}").as_bytes()).hex();
+    key.truncate(32);
+    key
 }
 
 /// Whether two secrets are one. Takes equally long wherever they differ.

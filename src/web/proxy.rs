@@ -1,7 +1,7 @@
 //! A machine's own page, passed on into a frame of the dashboard.
 //!
 //! What a guest serves is not trusted: the frame has no origin (`sandbox`), cannot load from elsewhere, and its address
-//! has a key of its own, which opens nothing but such pages. Because the page has no origin, its requests look like
+//! has a key of its own, which opens nothing but this machine's page. Because the page has no origin, its requests look like
 //! a stranger's, so only the key tells who may ask.
 
 use std::time::Duration;

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::gate::{self, Refusal};
 use super::watch::{Hub, run_blocking, run_bounded};
@@ -41,6 +42,9 @@ const STREAMS: usize = 32;
 const BODY: usize = 64 << 10;
 /// How long one may take to come.
 const ARRIVAL: Duration = Duration::from_secs(10);
+/// How long a connection may go on without being sent anything. Streams of events are sent something twice a second, and
+/// no answer takes half as long; so this ends those that never finish a request, and those that nobody uses.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How long a monitor may take to map its memory.
 const MAPPING: Duration = Duration::from_secs(10);
 
@@ -51,8 +55,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 struct Site {
     hub: Arc<Hub>,
     token: String,
-    /// Opens machines' pages and nothing else.
-    key: String,
+    /// What the keys of machines' pages are made of.
+    secret: String,
     streams: Arc<Semaphore>,
     /// Maps are made one after the other.
     mapping: Semaphore,
@@ -64,7 +68,7 @@ pub async fn run(listener: TcpListener, token: String, settings: &Settings, hous
     let site = Arc::new(Site {
         hub: hub.clone(),
         token,
-        key: gate::secret()?,
+        secret: gate::secret()?,
         streams: Arc::new(Semaphore::new(STREAMS)),
         mapping: Semaphore::new(1),
     });
@@ -117,7 +121,7 @@ impl Site {
         if let Some(rest) = path.strip_prefix("page/") {
             let mut parts = rest.splitn(3, '/');
             return match (parts.next(), parts.next(), parts.next()) {
-                (Some(key), Some(name), Some(path)) if gate::same(key, &self.key) => {
+                (Some(key), Some(name), Some(path)) if gate::same(key, &gate::key_of(&self.secret, name)) => {
                     Ok(Door::Page { name: name.into(), path: path.into() })
                 }
                 _ => Err(Refusal::Token),
@@ -140,8 +144,10 @@ impl Site {
             (&Method::GET, ["icon.svg"]) => Ok(asset("image/svg+xml", ICON)),
             (&Method::GET, ["api", "events"]) => self.events(),
             (&Method::GET, ["api", "tree"]) => json_response(StatusCode::OK, &*self.hub.tree().await),
-            // Where machines' pages are; they are not told the token.
-            (&Method::GET, ["api", "pages"]) => json_response(StatusCode::OK, &json!({ "root": self.root() })),
+            // Where a machine's page is; it is not told the token, nor where others are.
+            (&Method::GET, ["api", "page", name]) => {
+                json_response(StatusCode::OK, &json!({ "root": self.root(&machine(name)?) }))
+            }
             (&Method::GET, ["api", "snapshot", reference]) => {
                 let (house, reference) = (self.hub.house().clone(), (*reference).to_owned());
                 json_response(StatusCode::OK, &run_blocking(move || house.snapshot(&reference)).await?)
@@ -182,17 +188,17 @@ impl Site {
         json_response(StatusCode::OK, &map.ok_or_else(late)??)
     }
 
-    fn root(&self) -> String {
-        format!("/page/{}/", self.key)
+    fn root(&self, machine: &Name) -> String {
+        format!("/page/{}/{machine}/", gate::key_of(&self.secret, machine.as_str()))
     }
 
     async fn machine_page(&self, name: &str, path: &str, request: Request<Body>) -> Response<Body> {
         let found = match machine(name) {
-            Ok(name) => self.hub.port(&name).await,
+            Ok(name) => self.hub.port(&name).await.map(|port| (port, self.root(&name))),
             Err(failure) => Err(failure),
         };
-        let port = match found {
-            Ok(port) => port,
+        let (port, root) = match found {
+            Ok(found) => found,
             Err(failure) => return proxy::page(StatusCode::NOT_FOUND, &format!("{}.", failure.error)),
         };
         let (head, body) = request.into_parts();
@@ -201,7 +207,7 @@ impl Site {
         };
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let asked = proxy::Request { method: &head.method, path, query: head.uri.query(), content_type, body: &body };
-        proxy::pass(port, &format!("{}{name}/", self.root()), asked).await
+        proxy::pass(port, &root, asked).await
     }
 }
 
@@ -298,9 +304,10 @@ struct Bounded {
     places: Arc<Semaphore>,
 }
 
-/// A connection and its place.
+/// A connection, its place, and when it has been silent for too long.
 struct Guest {
     stream: TcpStream,
+    silence: Pin<Box<Sleep>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -312,7 +319,7 @@ impl Listener for Bounded {
         // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
         let (stream, from) = Listener::accept(&mut self.listener).await;
-        (Guest { stream, _place: place }, from)
+        (Guest { stream, silence: Box::pin(sleep(SILENCE)), _place: place }, from)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -322,13 +329,23 @@ impl Listener for Bounded {
 
 impl AsyncRead for Guest {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            // Also one that is sent a request byte by byte gets no further than this.
+            Poll::Pending if self.silence.as_mut().poll(cx).is_ready() => {
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            other => other,
+        }
     }
 }
 
 impl AsyncWrite for Guest {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(1..)) = written {
+            self.silence.as_mut().reset(Instant::now() + SILENCE);
+        }
+        written
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)

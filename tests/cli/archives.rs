@@ -1,9 +1,12 @@
 //! Snapshots that are handed on as files, between two folders that know nothing of each other.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use catnap::snapshot::Kind;
 use catnap::store::{Snapshot, Store};
@@ -11,6 +14,9 @@ use serde_json::Value;
 
 use super::house::{House, Said, said};
 use super::shots::Shot;
+
+/// How long what ends at once may take on a busy host.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const KEY: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\n\
                    b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW\n";
@@ -145,6 +151,56 @@ fn streams_work_and_memory_can_stay_behind() {
     with_input(&empty, "snapshot import -", &output.stdout[..output.stdout.len() - 1]).refuses(6, "it is cut off");
     with_input(&empty, "snapshot import -", b"").refuses(6, "it is cut off");
     nothing_is_left(&empty.store());
+}
+
+#[test]
+fn ctrl_c_ends_the_wait_for_a_pipe_at_which_nobody_is() {
+    let house = House::new();
+    family(&house.store());
+    let (empty, _silent) = io::pipe().unwrap();
+    ends_on_ctrl_c(house.program().args(["snapshot", "import", "-"]).stdin(empty));
+    let (_unread, mut full) = io::pipe().unwrap();
+    // SAFETY: fcntl changes a flag of a descriptor that is open.
+    assert_eq!(unsafe { libc::fcntl(full.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+    while full.write(&[0; 4096]).is_ok() {}
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::fcntl(full.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    ends_on_ctrl_c(house.program().args(["snapshot", "export", "anna@tuesday", "-", "--yes"]).stdout(full));
+    let left = fs::read_dir(house.store().root().join("staging")).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(left.filter(|path| path.is_dir()).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+}
+
+#[track_caller]
+fn ends_on_ctrl_c(program: &mut Command) {
+    let mut child = program.stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    until("it catches Ctrl-C", || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (libc::SIGINT - 1) != 0
+    });
+    until("it waits", || waits(pid));
+    // SAFETY: kill touches no memory.
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGINT) }, 0);
+    until("it ends", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// Whether a thread of a process waits in poll(2).
+fn waits(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // The system call's number comes first (proc(5)); a thread that has just ended has none.
+    let call = |task: fs::DirEntry| fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+    tasks.flatten().any(|task| call(task).split(' ').next() == Some(&libc::SYS_poll.to_string()))
+}
+
+#[track_caller]
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "not in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -145,7 +145,7 @@ fn only_who_has_the_whole_address_comes_in_and_from_nowhere_else() {
             assert!(!answer.body.contains(&dashboard.token), "{answer:?}");
         }
     };
-    let paths = ["", "app.js", "api/events", "api/run", "api/tree", "api/pages", "api/memory/anna", "nothing"];
+    let paths = ["", "app.js", "api/events", "api/run", "api/tree", "api/page/anna", "api/memory/anna", "nothing"];
     let wrong = "0".repeat(32);
     for path in paths {
         let there = format!("/{}/{path}", dashboard.token);
@@ -327,8 +327,8 @@ fn a_machines_page_is_shown_without_its_own_headers_and_without_an_origin() {
     let port = house.machine("anna", b"#!/bin/sh\n").spec.forwards[0].host;
     let served = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let dashboard = Dashboard::of(&house);
-    let pages: Value = serde_json::from_str(&dashboard.get("api/pages").body).unwrap();
-    let root = format!("{}anna/", pages["root"].as_str().unwrap());
+    let page: Value = serde_json::from_str(&dashboard.get("api/page/anna").body).unwrap();
+    let root = page["root"].as_str().unwrap().to_owned();
     assert!(!root.contains(&dashboard.token));
     thread::spawn(move || {
         for stream in served.incoming() {
@@ -373,7 +373,10 @@ fn a_machines_page_is_shown_without_its_own_headers_and_without_an_origin() {
     let key = root.split('/').nth(2).unwrap();
     assert_eq!(dashboard.ask("GET", &format!("/{key}/api/tree"), &[&dashboard.host()], "").status, 403);
     assert_eq!(dashboard.ask("GET", &root, &["Host: evil.example"], "").status, 403);
-    assert_eq!(dashboard.ask("GET", &root.replace("anna", "nobody"), &stranger, "").status, 404);
+    // Nor does it open another machine's: what a guest serves may look at its own address.
+    assert_eq!(dashboard.ask("GET", &root.replace("anna", "bella"), &stranger, "").status, 403);
+    let nobody: Value = serde_json::from_str(&dashboard.get("api/page/nobody").body).unwrap();
+    assert_eq!(dashboard.ask("GET", nobody["root"].as_str().unwrap(), &stranger, "").status, 404);
 }
 
 #[test]

@@ -90,3 +90,14 @@ fn what_killed_processes_left_is_removed_by_the_doctor() {
     assert!(fixed.contains("removed 1 half-made things and 1 stale sockets"), "{fixed}");
     assert!(!socket.exists() && !staging.exists() && machine.dir.exists());
 }
+
+#[test]
+fn only_a_machine_that_was_shut_down_has_a_clean_snapshot() {
+    let house = House::new();
+    let anna = house.machine("anna", b"#!/bin/sh\n");
+    let said = house.catnap("snapshot create anna@rested --json");
+    assert!(said.out.contains("\"kind\": \"clean\""), "{said:?}");
+    fs::write(anna.dir.join("history.json"), r#"{"started": 1, "stopped": 2, "ended": "forced"}"#).unwrap();
+    let said = house.catnap("snapshot create anna@forced --json");
+    assert!(said.out.contains("\"kind\": \"crash\""), "{said:?}");
+}

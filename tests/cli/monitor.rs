@@ -42,8 +42,10 @@ pub fn kvm_is_there() -> bool {
 
 /// Starts a monitor as `catnap start` does, without the wait for an agent; gives its report too.
 pub fn monitor(house: &House) -> (Child, String) {
-    let mut child =
-        house.program().args(["monitor", "anna"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = house.program();
+    child.args(["monitor", "anna"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
     let mut report = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut report).unwrap();
     (child, report)

@@ -28,7 +28,7 @@ use serde_json::Value;
 pub use ran::{Ran, catnap, in_background, with_input};
 
 /// How long anything may take that is not measured, on the slowest host.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A machine to be.
 pub struct Builder {
@@ -177,6 +177,15 @@ impl Machine {
     /// The name that the guest's kernel has for this boot, when its agent answers.
     pub fn boot_id(&self) -> String {
         catnap(&["exec", &self.name, "--", "cat", "/proc/sys/kernel/random/boot_id"]).text()
+    }
+
+    /// Waits until another boot answers than `old`.
+    pub fn boots_anew(&self, old: &str) {
+        within(PATIENCE, "another boot answers", || {
+            // Asked once: between two questions the old boot may go, and no answer is another one too.
+            let now = self.boot_id();
+            now.len() == old.len() && now != old
+        });
     }
 }
 

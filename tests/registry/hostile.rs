@@ -1,5 +1,7 @@
 //! What somebody who means harm can put into a registry.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use catnap::oci::{Access, Client};
@@ -173,12 +175,33 @@ fn hostile_artifacts_are_refused_and_leave_nothing() {
     assert_eq!((said.code, said.out.as_str()), (Some(0), "anna@x\n"), "{said:?}");
 }
 
+/// A server that gives this answer to whoever sends that request.
+fn answers(answer: impl Fn(&str) -> String + Clone + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.unwrap(), answer.clone());
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut request) {
+                    let answer = answer(&String::from_utf8_lossy(&request[..count]));
+                    if stream.write_all(answer.as_bytes()).is_err()
+                        || answer.starts_with("SSH")
+                        || answer.contains(": 9\r")
+                    {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
 /// What a registry answers when it is no registry.
 #[test]
 fn other_servers_are_not_taken_for_registries() {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-
     let endless = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}", 64 << 20, " ".repeat(5 << 20));
     let away = |to: &str| format!("HTTP/1.1 307 Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
     let challenge = |what: &str| format!("HTTP/1.1 401 No\r\nWWW-Authenticate: {what}\r\nContent-Length: 0\r\n\r\n");
@@ -197,26 +220,41 @@ fn other_servers_are_not_taken_for_registries() {
         (challenge("Bearer realm=\"x\""), 6, "an address that is none"),
         ("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".to_owned(), 1, "it answers 500"),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
         let shown = answer.chars().take(100).collect::<String>();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (mut stream, answer) = (stream.unwrap(), answer.clone());
-                std::thread::spawn(move || {
-                    let mut request = [0; 4096];
-                    while stream.read(&mut request).is_ok_and(|count| count > 0)
-                        && stream.write_all(answer.as_bytes()).is_ok()
-                    {
-                        if answer.starts_with("SSH") || answer.contains(": 9\r") {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
+        let port = answers(move |_| answer.clone());
         let said = House::new().catnap(&format!("snapshot pull localhost:{port}/x:y"));
         assert!(said.code == Some(code) && said.err.contains(words), "{shown}: {said:?}");
         assert!(!said.err.contains("secret"), "{said:?}");
+    }
+}
+
+/// What is sent to a server that sends everybody elsewhere is stored nowhere.
+#[test]
+fn a_push_that_is_sent_elsewhere_has_not_arrived() {
+    const FREE: &str = "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n";
+    const THERE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    const AWAY: &str = "HTTP/1.1 301 Moved\r\nLocation: /front?door=hidden\r\nContent-Length: 0\r\n\r\n";
+    let here = House::new();
+    Shot::new(&here.store(), Kind::Crash, "anna@x", 0).with_kernel(1000).filled(1, 7).take();
+    let push = |port: u16| here.catnap(&format!("snapshot push anna@x localhost:{port}/x:y --yes"));
+    let everything = answers(|_| AWAY.into());
+    let blobs = answers(|request| if request.starts_with("HEAD") { FREE.into() } else { AWAY.into() });
+    // It has all blobs, and only the manifest is left to be put there.
+    let manifests = answers(|request| if request.starts_with("HEAD") { THERE.into() } else { AWAY.into() });
+    for (port, words) in [
+        (everything, "from one place to another".to_owned()),
+        (blobs, format!("asked to take a blob, it answers 301 and sends us to localhost:{blobs}")),
+        (manifests, format!("asked to take the manifest, it answers 301 and sends us to localhost:{manifests}")),
+    ] {
+        let said = push(port);
+        assert!(said.code == Some(6) && said.err.contains(&words) && said.out.is_empty(), "{said:?}");
+        assert!(!said.err.contains("hidden"), "{said:?}");
+    }
+    // Where a registry keeps its blobs elsewhere, that place tells.
+    for (elsewhere, there) in [(THERE, true), (FREE, false)] {
+        let port = answers(move |request| if request.contains("/front") { elsewhere.into() } else { AWAY.into() });
+        let reference = format!("localhost:{port}/x:y").parse().unwrap();
+        let client = Client::new(&reference, Access::Push, true).unwrap();
+        assert_eq!(client.has_blob(&Digest::of(b"x")).unwrap(), there);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::facts;
 use crate::machine::Machine;
-use crate::protocol::{Frame, Reply, Request, Status, write_line};
+use crate::protocol::{Frame, Reply, Request, Status, Woken, write_line};
 use crate::socket::{Listener, Socket};
 
 /// Answers requests, on behalf of a whole machine or (in the lab) of nothing but its programs.
@@ -84,7 +84,10 @@ impl Agent {
             Request::Status => return Reply::Status(self.status(machine.generation(), machine.frozen())),
             Request::Freeze { seconds } => machine.freeze(*seconds),
             Request::Thaw => machine.thaw(),
-            Request::Wake(wake) => machine.wake(wake),
+            Request::Wake(wake) => {
+                let failed = machine.wake(wake).err();
+                return Reply::Woken(Woken { boot_id: facts::boot_id(), failed });
+            }
             Request::Mount { bay, at, size } => machine.mount(bay, at, *size),
             Request::Unmount { bay, force } => match machine.unmount(bay, *force) {
                 Ok(false) => return Reply::Held,

@@ -11,8 +11,9 @@ use nix::unistd::{chdir, chroot};
 
 use super::console::say;
 use super::modules::{self, Module};
+use crate::escape::unescape;
 use crate::poll::{Poll, READ};
-use crate::protocol::{Settings, unescape};
+use crate::protocol::Settings;
 
 /// How long the root disk may take to appear.
 const PATIENCE: Duration = Duration::from_secs(10);

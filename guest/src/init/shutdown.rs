@@ -1,7 +1,9 @@
 //! The way down: nothing that was acknowledged is lost, and nothing can hold it up for long.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{self, Signal};
@@ -19,6 +21,8 @@ use crate::site::book::GuestBook;
 /// The time that processes have to end by themselves, and the time that the kernel has to kill them.
 const ASKED: Duration = Duration::from_secs(5);
 const KILLED: Duration = Duration::from_secs(2);
+/// The time that the kernel has to let go of the files of the dead.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// Ends everything in order, and then the machine.
 pub(super) fn go(ending: Ending, machine: &Machine, book: &GuestBook) -> ! {
@@ -61,15 +65,23 @@ fn all_ended(signals: &SignalFd, time: Duration) -> bool {
     }
 }
 
-/// The root cannot be unmounted while we stand on it; read-only is as good.
-fn unmount(at: &std::path::Path) {
-    if at != std::path::Path::new("/") && umount2(at, MntFlags::empty()).is_ok() {
-        return;
+/// The root cannot be unmounted while we stand on it; read-only is as good. The kernel lets go of the files of those who
+/// have ended a little later than it says that they have.
+fn unmount(at: &Path) {
+    let end = Instant::now() + LET_GO;
+    while let Err(error) = let_go(at) {
+        if error != Errno::EBUSY || Instant::now() >= end {
+            return say(&format!("{}: {error}", at.display()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    if let Err(error) = mount(None::<&str>, at, None::<&str>, flags, None::<&str>) {
-        say(&format!("{}: {error}", at.display()));
+}
+
+fn let_go(at: &Path) -> nix::Result<()> {
+    if at != Path::new("/") && umount2(at, MntFlags::empty()).is_ok() {
+        return Ok(());
     }
+    mount(None::<&str>, at, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
 }
 
 /// Turns the machine off, or reboots it, here and now.

@@ -14,6 +14,11 @@ pub(super) const WAKE_TIME: Duration = Duration::from_secs(10);
 /// The time that all quiesce hooks have together, each way.
 pub(super) const QUIESCE_TIME: Duration = Duration::from_secs(10);
 
+/// Whether there may be hooks in `folder`.
+pub(super) fn are_in(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// Runs all hooks in `folder` with `argument`. One that is not done when `time` is up is killed. A folder
 /// that does not exist has no hooks. Every hook is run, even when one has failed; the first failure is returned.
 pub(super) fn run(folder: &Path, argument: &str, time: Duration) -> Result<(), String> {

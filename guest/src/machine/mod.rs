@@ -86,7 +86,11 @@ impl Machine {
         note("entropy", wake::add_entropy(&wake.entropy));
         note("clock", wake::set_clock(wake.realtime_ns));
         // Raised before the disk is written to, so that even a failing disk does not hide it.
-        self.generation.fetch_max(wake.generation, Ordering::Relaxed);
+        let generation = match wake.generation {
+            0 => self.generation().saturating_add(1),
+            wanted => wanted,
+        };
+        self.generation.fetch_max(generation, Ordering::Relaxed);
         // A snapshot that was taken in a freeze would stay frozen until the watchdog comes.
         note("thaw", self.thaw());
         note("transient disks", bays::let_go(&wake.ephemeral));
@@ -94,8 +98,36 @@ impl Machine {
             note("identity", wake::set_identity(identity));
         }
         note("settings", wake::set(&wake.settings));
-        note("guest book", self.book.set_generation(wake.generation).map_err(|error| error.to_string()));
-        note("hooks", hooks::run(&self.hooks.join("wake.d"), &wake.generation.to_string(), hooks::WAKE_TIME));
+        let hooks = self.hooks.join("wake.d");
+        match hooks::are_in(&hooks) {
+            // The disk takes its time, and nobody needs to wait for it.
+            false => self.raise_beside(generation),
+            // Hooks are told the number that is in the book.
+            true => {
+                note("guest book", raise(&self.book, &self.generation, generation));
+                note("hooks", hooks::run(&hooks, &self.generation().to_string(), hooks::WAKE_TIME));
+            }
+        }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
+
+    /// Notes the generation in the guest book, from a thread of its own where there can be one.
+    fn raise_beside(&self, generation: u64) {
+        let (book, known) = (self.book.clone(), self.generation.clone());
+        let raise = move || {
+            if let Err(why) = raise(&book, &known, generation) {
+                eprintln!("catnap: guest book: {why}");
+            }
+        };
+        if std::thread::Builder::new().name("generation".into()).spawn(raise.clone()).is_err() {
+            raise();
+        }
+    }
+}
+
+/// Notes the generation in the guest book. One that was not open yet may know of more wakes.
+fn raise(book: &GuestBook, known: &AtomicU64, generation: u64) -> Result<(), String> {
+    let raised = book.raise_generation(generation).map_err(|error| error.to_string())?;
+    known.fetch_max(raised, Ordering::Relaxed);
+    Ok(())
 }

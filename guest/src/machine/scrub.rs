@@ -154,7 +154,10 @@ impl Eraser {
 
     /// Goes from a folder to what the rest of a pattern means.
     fn walk(&mut self, folder: &Path, names: &[String], fate: Fate, depth: usize) {
-        let Some((name, rest)) = names.split_first().filter(|_| depth <= DEEPEST) else { return };
+        let Some((name, rest)) = names.split_first() else { return };
+        if depth > DEEPEST {
+            return self.note(folder, Err(io::Error::other(format!("it is more than {DEEPEST} folders deep"))));
+        }
         if name == "**" {
             self.walk(folder, rest, fate, depth + 1);
         }
@@ -193,10 +196,12 @@ impl Eraser {
         }
         // What has another name elsewhere stays there as it is.
         let alone = meta.is_file() && meta.nlink() == 1;
-        let wiped = if alone || fate == Fate::Emptied { overwrite(path, meta.len()) } else { Ok(()) };
-        let done = wiped.and_then(|file| match (fate, file) {
-            (Fate::Emptied, ()) => File::options().write(true).truncate(true).open(path).map(drop),
-            _ => fs::remove_file(path),
+        let empties = fate == Fate::Emptied && meta.is_file();
+        let wiped = if alone || empties { overwrite(path, meta.len()) } else { Ok(()) };
+        // A link or a pipe has nothing that could be emptied, and to open it might never end: it goes.
+        let done = wiped.and_then(|()| match empties {
+            true => File::options().write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path).map(drop),
+            false => fs::remove_file(path),
         });
         self.note(path, done);
     }
@@ -317,6 +322,27 @@ mod tests {
         crate::protocol::write_line(&mut Vec::new(), &reply).unwrap();
         assert!(eraser.done.names.len() > 10);
         fs::remove_dir(root).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_emptied_goes_and_what_is_too_deep_is_said() {
+        let root = std::env::temp_dir().join(format!("catnap-scrub-odd-{}", std::process::id()));
+        let deep = (0..DEEPEST + 2).fold(root.join("deep"), |folder, _| folder.join("d"));
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("x.pem"), "x").unwrap();
+        nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", root.join("link")).unwrap();
+        let mut eraser = Eraser::new(root.clone());
+        for text in ["empty /pipe", "empty /link"] {
+            let (fate, names) = pattern(text).unwrap();
+            eraser.apply(fate, &names);
+        }
+        assert_eq!((eraser.done.files, eraser.failed.len()), (2, 0), "{:?}", eraser.failed);
+        assert!(!root.join("pipe").exists() && root.join("link").symlink_metadata().is_err());
+        let (fate, names) = pattern("/**/*.pem").unwrap();
+        eraser.apply(fate, &names);
+        assert!(eraser.failed.iter().any(|why| why.contains("folders deep")), "{:?}", eraser.failed);
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

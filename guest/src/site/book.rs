@@ -129,8 +129,9 @@ impl GuestBook {
     /// The longest that a visitor waits for a book that is held or not open yet.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    /// Opens the book in `folder`, and returns the generation that is written in it. To be called once.
-    pub fn open(&self, folder: &Path) -> Result<u64, Error> {
+    /// Opens the book in `folder`, and raises `generation` to the one that is written in it, before anybody can read. To
+    /// be called once.
+    pub fn open(&self, folder: &Path, generation: &AtomicU64) -> Result<(), Error> {
         let opened = prepare(folder);
         let mut inner = self.lock();
         if !matches!(inner.state, State::Opening) {
@@ -138,9 +139,10 @@ impl GuestBook {
             return Err(Error::Unavailable);
         }
         let result = match opened {
-            Ok((connection, generation)) => {
+            Ok((connection, written)) => {
+                generation.fetch_max(written, Ordering::Relaxed);
                 inner.state = State::Open(connection);
-                self.reload(&mut inner).map(|()| generation)
+                self.reload(&mut inner)
             }
             Err(error) => {
                 inner.state = State::Closed(error.to_string());
@@ -211,12 +213,12 @@ impl GuestBook {
         Ok(Findings { integrity, entries, last })
     }
 
-    /// Writes the generation where it can be seen in SQLite.
-    pub fn set_generation(&self, generation: u64) -> Result<(), Error> {
+    /// Raises the generation where it can be seen in SQLite: by one, and to `least` at least. Returns what it is then.
+    pub fn raise_generation(&self, least: u64) -> Result<u64, Error> {
         let inner = self.wait_until_open();
-        let sql = "UPDATE machine SET generation = ?1, woken = unixepoch()";
-        inner.connection()?.execute(sql, [generation as i64])?;
-        Ok(())
+        let sql = "UPDATE machine SET generation = max(generation + 1, ?1), woken = unixepoch() RETURNING generation";
+        let raised: i64 = inner.connection()?.query_row(sql, [least as i64], |row| row.get(0))?;
+        Ok(raised.max(0) as u64)
     }
 
     /// Puts everything into the main file and keeps it still until [`GuestBook::release`].

@@ -79,9 +79,8 @@ impl Site {
         let site = self.clone();
         spawn("guest book", move || {
             site.nonce();
-            match site.book.open(&folder) {
-                Ok(generation) => drop(site.generation.fetch_max(generation, Ordering::Relaxed)),
-                Err(error) => eprintln!("catnap: {error}"),
+            if let Err(error) = site.book.open(&folder, &site.generation) {
+                eprintln!("catnap: {error}");
             }
         });
     }

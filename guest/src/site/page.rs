@@ -136,7 +136,7 @@ mod tests {
     fn every_place_in_the_template_is_filled() {
         let site = Site::with_files(Default::default(), Default::default(), "/none".into(), "/none".into());
         let folder = std::env::temp_dir().join(format!("catnap-page-{}", std::process::id()));
-        site.book.open(&folder).unwrap();
+        site.book.open(&folder, &site.generation).unwrap();
         let page = render(&site, 7);
         site.book.close();
         std::fs::remove_dir_all(folder).unwrap();

@@ -78,13 +78,11 @@ fn fetch(
     let artifact = parse(&bytes)?;
     let config = blob(client, &artifact.config)?;
     let manifest = Manifest::parse(&config, Path::new(MANIFEST))?;
-    check_whole(&manifest)?;
+    let content_bytes = check_whole(&manifest)?;
     let digest = artifact.config.digest;
     let signature = artifact.annotations.get(SIGNATURE).map(|text| signed::from_annotation(text)).transpose()?;
     let signed = signed::judge(&digest, signature.as_ref(), trust)?;
-    let name = choose_name(store, &manifest, &digest, naming)?;
-    let sizes = manifest.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size));
-    let content_bytes = sizes.ok_or_else(|| Error::refused("its files would be larger than anything"))?;
+    let (name, _reserved) = choose_name(store, &manifest, &digest, naming)?;
     let mut fetched_bytes = bytes.len() as u64 + artifact.config.size;
     let pulled = |snapshot, known, fetched_chunks, fetched_bytes| Pulled {
         arrived: Arrived { snapshot, name: name.clone(), known, signed },

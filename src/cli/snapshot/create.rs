@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
 use crate::control::protocol::{self, SnapshotRequest, Taken};
-use crate::control::{Client, Code, Failure, Keeper};
+use crate::control::{Client, Code, Failure, Keeper, Watch};
 use crate::machine::{Phase, Progress};
 use crate::spec::{Error, Name};
 use crate::store::Machine;
@@ -28,7 +28,8 @@ A machine that runs goes on running: it stands still for milliseconds only, what
   crash     disks alone, as a power cut at this instant would leave them
   quiesced  disks alone, after the guest's agent ran its hooks and froze the filesystems
 
-A machine that is stopped gets a `clean` snapshot of its disks. Ctrl-C cancels, and leaves nothing.
+A machine that was shut down gets a `clean` snapshot of its disks; one that does not run for another reason, because it
+was stopped by force or its host restarted, a `crash` snapshot. Ctrl-C cancels, and leaves nothing.
 
 Examples:
   catnap snapshot create anna
@@ -132,19 +133,31 @@ fn take(house: &House, machine: &Machine, request: &SnapshotRequest, mode: Optio
             Code::Refused,
             format!("{} does not run, so a {word} snapshot of it cannot be had", machine.spec.name),
         )
-        .hint("leave --mode away for a clean one, of its disks"));
+        .hint("leave --mode away for one of its disks"));
     }
     if request.at_doorbell {
         return Err(Failure::new(Code::Refused, format!("{} does not run, so nobody in it rings", machine.spec.name))
             .hint(format!("catnap start {}", machine.spec.name)));
     }
-    let _held = machine.lock()?;
-    let keeper = Keeper { store: house.store().clone(), machine: machine.clone(), files: house.files(machine)? };
     let progress = ui::Progress::begin(format!("Taking {name}"));
-    keeper.take_clean(request, &|now| {
+    take_resting(house, machine, request, &|now| {
         progress.say(describe(name, &now));
         if process::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
+}
+
+/// Takes a snapshot of the disk of a machine that does not run.
+pub fn take_resting(
+    house: &House,
+    machine: &Machine,
+    request: &SnapshotRequest,
+    watch: Watch<'_>,
+) -> Result<Taken, Failure> {
+    // Before it is locked, which is how a machine that runs is told.
+    let kind = house.kind_at_rest(machine)?;
+    let _held = machine.lock()?;
+    let keeper = Keeper { store: house.store().clone(), machine: machine.clone(), files: house.files(machine)? };
+    keeper.take_resting(kind, request, watch)
 }
 
 /// Has the machine's monitor take a snapshot.
@@ -163,6 +176,7 @@ pub fn take_running(machine: &Machine, request: &SnapshotRequest) -> Result<Take
 fn describe(name: &str, progress: &Progress) -> String {
     let what = match progress.phase {
         Phase::Doorbell => return format!("Taking {name} as soon as the guest rings"),
+        Phase::Turn => return format!("Taking {name} when another snapshot of it is there"),
         Phase::Memory => "writing memory",
         Phase::Digests => "digesting",
     };

@@ -19,6 +19,7 @@ use crate::snapshot::{Digest, Kind, PublicKey, Role, SecretKey};
 use crate::spec::Name;
 use crate::store::{Snapshot, Store};
 use crate::sys::files::{sync_dir, unique_name};
+use crate::sys::patient::Patient;
 use crate::sys::process;
 
 /// The most secrets that are shown before it is asked; `inspect --secrets` shows all.
@@ -103,14 +104,10 @@ pub fn run(mut args: Args) -> Outcome {
     let house = House::open()?;
     let to_stdout = args.file.as_os_str() == "-";
     check_target(&args.file, to_stdout, args.json)?;
-    if !args.scrub && !args.also.is_empty() {
-        return Err(Failure::new(Code::Usage, "--also and --also-from say what --scrub removes").hint("--scrub"));
-    }
+    args.also.check(args.scrub)?;
     let key = args.sign.as_ref().map(|name| house.store().secret_key(name)).transpose()?;
     if args.scrub {
-        let (scrubbed, done) = scrub::make(&house, &args.reference, None, &args.also)?;
-        args.reference = scrubbed.manifest.name;
-        scrub::show(&args.reference, &done);
+        args.reference = scrub::first(&house, &args.reference, &args.also)?;
     }
     let going = Going::find(&house, &args.reference, args.with_memory, args.disk_only, &args.find)?;
     going.ask(args.yes, &format!("Write all of this to {}?", args.file.display()), "nothing was written")?;
@@ -124,7 +121,10 @@ pub fn run(mut args: Args) -> Outcome {
         outgoing.sign(key);
     }
     let bytes = match to_stdout {
-        true if args.encrypt_to.is_empty() => outgoing.write(io::stdout(), &mut watch)?.1,
+        true if args.encrypt_to.is_empty() => {
+            let stdout = Patient::new(&io::stdout()).map_err(|error| Failure::while_doing("standard output", error))?;
+            outgoing.write(stdout, &mut watch)?.1
+        }
         true => age::through(&args.encrypt_to, Stdio::inherit(), |age| Ok(outgoing.write(age, &mut watch)?))?,
         false if args.encrypt_to.is_empty() => write_file(&args.file, |file| Ok(outgoing.write(file, &mut watch)?))?,
         false => write_file(&args.file, |file| {
@@ -187,7 +187,9 @@ fn write_file(path: &Path, write: impl FnOnce(File) -> Result<(File, u64), Failu
     };
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
     let written = write(file).and_then(|(file, bytes)| {
-        file.sync_all().and_then(|()| fs::rename(&temporary, path)).map_err(failed)?;
+        // A link, and not a new name: that would take the place of what has appeared there meanwhile.
+        file.sync_all().and_then(|()| fs::hard_link(&temporary, path)).map_err(failed)?;
+        let _ = fs::remove_file(&temporary);
         sync_dir(folder(path)).map_err(|error| failed(error.source))?;
         Ok(bytes)
     });
@@ -281,4 +283,19 @@ fn tell(exported: &Exported) -> String {
         exported.seconds,
         ui::amount(rate as u64)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_appears_at_the_place_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anna.catnap");
+        let write = |file: File| Ok((file, 3));
+        assert_eq!(write_file(&path, write).unwrap(), 3);
+        assert!(write_file(&path, write).unwrap_err().to_string().contains("exists"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing stays behind");
+    }
 }

@@ -19,13 +19,15 @@ use crate::control::{Code, Failure};
 use crate::oci::Reference;
 use crate::snapshot::{Digest, Kind, PublicKey};
 use crate::store::Snapshot;
+use crate::sys::patient::Patient;
 use crate::sys::process;
 
 /// Take a snapshot out of a file
 #[derive(clap::Args)]
 #[command(after_help = "\
-The file may come from anybody: it is checked as it is read, every byte against the digests in it, and nothing \\
-appears before all of it was right. Who has signed it is said; a wrong signature is refused. `run`, `restore` and `clone` take such a file as well.
+The file may come from anybody: it is checked as it is read, every byte against the digests in it, and nothing
+appears before all of it was right. Of a snapshot that is here already, only the head is read. Who has signed it is
+said; a wrong signature is refused. `run`, `restore` and `clone` take such a file as well.
 
 Examples:
   catnap snapshot import anna.catnap
@@ -104,12 +106,12 @@ pub fn naming(name: Option<&str>) -> Result<Naming<'_>, Failure> {
 }
 
 /// The snapshot that a reference means which leads out of this store, to a file or a registry. It is here now, under
-/// the name in it or a free one.
-pub fn bring(house: &House, reference: &str) -> Result<Option<Snapshot>, Failure> {
+/// the name in it or a free one. If `plain_http`, a registry elsewhere is spoken to without encryption.
+pub fn bring(house: &House, reference: &str, plain_http: bool) -> Result<Option<Snapshot>, Failure> {
     let (arrived, how) = if reference.ends_with(archive::SUFFIX) {
         (import(house, reference, Naming::OwnOrFree, false, None)?.0, "imported")
     } else if Reference::is_meant(reference) {
-        (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false, false)?.arrived, "pulled")
+        (pull::pull(house, &reference.parse()?, Naming::OwnOrFree, false, plain_http)?.arrived, "pulled")
     } else {
         return Ok(None);
     };
@@ -133,7 +135,10 @@ fn import(
     let progress = ui::Progress::begin(format!("Importing {file}"));
     let read = Arc::new(AtomicU64::new(0));
     let (age, input): (_, Box<dyn Read + Send>) = match (file, identity) {
-        ("-", None) => (None, Box::new(age::refuse_encrypted(io::stdin())?)),
+        ("-", None) => {
+            let stdin = Patient::new(&io::stdin()).map_err(|error| Failure::while_doing("standard input", error))?;
+            (None, Box::new(age::refuse_encrypted(stdin)?))
+        }
         (_, None) => (None, Box::new(age::refuse_encrypted(open(Path::new(file))?)?)),
         (_, Some(identity)) => {
             let from = if file == "-" { Stdio::inherit() } else { open(Path::new(file))?.into() };

@@ -16,7 +16,7 @@ mod scrubber;
 mod secrets;
 mod tree;
 mod verify;
-mod view;
+pub(super) mod view;
 
 use serde_json::Value;
 

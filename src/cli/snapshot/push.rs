@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::export::Going;
-use super::secrets;
+use super::{scrub, secrets};
 use crate::archive::{self, Outgoing, registry};
 use crate::cli::home::House;
 use crate::cli::{Outcome, ui};
@@ -25,7 +25,8 @@ else. It travels in chunks, and those that the repository has already are not se
 machine, only what changed. When a push is interrupted, the next one goes on.
 
 What travels is shown before it goes. Whoever gets it gets all that is on the disks and in the memory, also what was \
-removed and not overwritten; so when secrets are found, or memory goes, you are asked.
+removed and not overwritten; so when secrets are found, or memory goes, you are asked. --scrub has keys, machine id, \
+shell histories, logs and the like removed before (`catnap snapshot scrub --help`).
 
 Who you are is what docker knows: `docker login`, ~/.docker/config.json (or $DOCKER_CONFIG), credential helpers. \
 Registries are spoken to over TLS, but for those on this machine.
@@ -38,6 +39,11 @@ pub struct Args {
     /// Leave memory and machine state out
     #[arg(long)]
     disk_only: bool,
+    /// Push a copy from which keys, machine id, histories, logs and the like are removed; it stays as NAME-scrubbed
+    #[arg(long, conflicts_with_all = ["disk_only", "dry_run"])]
+    scrub: bool,
+    #[command(flatten)]
+    also: scrub::Also,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -94,9 +100,10 @@ struct Pushed {
 }
 
 /// Runs the verb.
-pub fn run(args: Args) -> Outcome {
+pub fn run(mut args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
+    args.also.check(args.scrub)?;
     let target: Reference = args.target.parse()?;
     if matches!(target.version, Version::Digest(_)) {
         return Err(Failure::new(Code::Usage, format!("{target} is a digest, and what is pushed gets a tag"))
@@ -104,6 +111,9 @@ pub fn run(args: Args) -> Outcome {
     }
     let key = args.sign.as_ref().map(|name| house.store().secret_key(name)).transpose()?;
     let client = Arc::new(Client::new(&target, Access::Push, args.plain_http)?);
+    if args.scrub {
+        args.reference = scrub::first(&house, &args.reference, &args.also)?;
+    }
     let going = Going::find(&house, &args.reference, false, args.disk_only, &args.find)?;
     going.ask(args.yes || args.dry_run, &format!("Push all of this to {target}?"), "nothing was pushed")?;
     let begun = Instant::now();

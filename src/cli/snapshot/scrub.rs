@@ -119,7 +119,7 @@ pub fn run(args: Args) -> Outcome {
 /// Makes the copy. Without a name it gets the snapshot's with `-scrubbed`, and a number if that is taken.
 pub fn make(house: &House, reference: &str, new: Option<&str>, also: &Also) -> Result<(Snapshot, Scrubbed), Failure> {
     let patterns = also.patterns()?;
-    let snapshot = restore::find(house, reference)?;
+    let snapshot = restore::find(house, reference, false)?;
     let name = free_name(house.store(), &snapshot.manifest.name, new)?;
     if snapshot.manifest.disks.len() != 1 {
         return Err(Failure::new(Code::Refused, format!("{reference} has not one disk, and only one can be scrubbed")));
@@ -165,6 +165,13 @@ fn publish(store: &Store, snapshot: &Snapshot, disk: &Path, name: &str) -> Resul
     Ok(store.publish(staging, &manifest, name)?)
 }
 
+/// Makes the copy that is to travel in the place of a snapshot, and shows what was removed; its name.
+pub fn first(house: &House, reference: &str, also: &Also) -> Result<String, Failure> {
+    let (scrubbed, done) = make(house, reference, None, also)?;
+    show(&scrubbed.manifest.name, &done);
+    Ok(scrubbed.manifest.name)
+}
+
 /// The copy's name.
 fn free_name(store: &Store, original: &str, new: Option<&str>) -> Result<String, Failure> {
     if let Some(name) = new {
@@ -185,9 +192,12 @@ fn free_name(store: &Store, original: &str, new: Option<&str>) -> Result<String,
 }
 
 impl Also {
-    /// Whether anything was given.
-    pub fn is_empty(&self) -> bool {
-        self.also.is_empty() && self.also_from.is_none()
+    /// Refuses what only means something when it is scrubbed.
+    pub fn check(&self, scrub: bool) -> Result<(), Failure> {
+        match scrub || self.also.is_empty() && self.also_from.is_none() {
+            true => Ok(()),
+            false => Err(Failure::new(Code::Usage, "--also and --also-from say what --scrub removes").hint("--scrub")),
+        }
     }
 
     /// All that is to be removed.

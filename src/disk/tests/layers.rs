@@ -9,7 +9,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::model::{self, SIZE};
 use super::swap::Running;
 use super::{base, qemu_img};
-use crate::disk::{Access, Error, Format, MAX_LAYERS, create_overlay, flatten, open, own_layers, prepare, tidy};
+use crate::disk::{
+    Access, Error, Format, MAX_LAYERS, Reach, create_overlay, depth, flatten, open, own_layers, prepare, tidy,
+};
 
 #[test]
 fn only_plain_names_that_fall_are_layers() {
@@ -71,7 +73,7 @@ fn only_plain_names_that_fall_are_layers() {
 fn a_chain_that_is_too_long_is_flattened_while_the_disk_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let mut running = Running::start(dir.path());
-    assert!(flatten(&running.top, &running.root).unwrap().is_none());
+    assert!(flatten(&running.top, &running.root, Reach::Own).unwrap().is_none());
     let layers = MAX_LAYERS - 2;
     for _ in 0..layers {
         running.work(4);
@@ -81,7 +83,7 @@ fn a_chain_that_is_too_long_is_flattened_while_the_disk_is_in_use() {
     assert!(matches!(prepare(&running.top, &running.root), Err(Error::TooManyLayers(_))));
     assert_eq!(running.names().len(), layers + 1);
 
-    let mut flattened = flatten(&running.top, &running.root).unwrap().unwrap();
+    let mut flattened = flatten(&running.top, &running.root, Reach::Own).unwrap().unwrap();
     running.work(10);
     let layer = flattened.layer().to_path_buf();
     assert!(layer.ends_with(format!("root-{}.qcow2", layers + 1)));
@@ -117,14 +119,14 @@ fn what_is_flattened_is_sealed_and_goes_to_the_disk_that_it_came_from() {
     running.snapshot();
     running.work(20);
     let mut prepared = prepare(&running.top, &running.root).unwrap();
-    let in_use = |running: &Running| matches!(flatten(&running.top, &running.root), Err(Error::InUse(_)));
+    let in_use = |running: &Running| matches!(flatten(&running.top, &running.root, Reach::Own), Err(Error::InUse(_)));
     assert!(in_use(&running));
     running.disk.swap(&mut prepared).unwrap();
     assert!(in_use(&running));
     running.disk.seal().unwrap();
 
     // A new top came in between: it is refused, and the file goes.
-    let mut flattened = flatten(&running.top, &running.root).unwrap().unwrap();
+    let mut flattened = flatten(&running.top, &running.root, Reach::Own).unwrap().unwrap();
     running.work(20);
     let four = running.snapshot();
     assert!(four.ends_with("root-4.qcow2"));
@@ -134,7 +136,7 @@ fn what_is_flattened_is_sealed_and_goes_to_the_disk_that_it_came_from() {
     running.compare();
 
     // It can be used once.
-    let mut flattened = flatten(&running.top, &running.root).unwrap().unwrap();
+    let mut flattened = flatten(&running.top, &running.root, Reach::Own).unwrap().unwrap();
     running.disk.adopt(&mut flattened).unwrap();
     assert!(running.disk.adopt(&mut flattened).is_err());
     flattened.remove_old().unwrap();
@@ -154,7 +156,7 @@ fn damaged_tables_are_not_flattened() {
     let tables = crate::disk::layout::l2_tables(&file, &header).unwrap().unwrap();
     for entry in [1 << 62, 0x200, tables.start & !0xffff, 1 << 50, u64::MAX] {
         file.write_all_at(&entry.to_be_bytes(), tables.start + 800).unwrap();
-        assert!(matches!(flatten(&running.top, &running.root), Err(Error::Refused { .. })), "{entry:x}");
+        assert!(matches!(flatten(&running.top, &running.root, Reach::Own), Err(Error::Refused { .. })), "{entry:x}");
         assert_eq!(running.names().len(), 3);
         assert_eq!(tidy(&running.top).unwrap(), 0);
     }
@@ -188,4 +190,31 @@ fn a_disk_may_be_larger_than_what_it_is_made_over() {
     let flat = dir.path().join("flat");
     assert!(qemu_img(&["convert", "-O", "raw", path.to_str().unwrap()], &flat).0);
     assert!(fs::read(flat).unwrap() == expected);
+}
+
+#[test]
+fn a_chain_over_many_snapshots_is_flattened_down_to_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = Running::start(dir.path());
+    // Each generation wakes over the files of the one before.
+    for generation in 1..40 {
+        running.work(3);
+        running = running.reborn(generation);
+    }
+    running.work(10);
+    assert_eq!(depth(&running.top, &running.root).unwrap(), 41);
+    assert!(flatten(&running.top, &running.root, Reach::Own).unwrap().is_none(), "it has none of its own");
+    let mut flattened = flatten(&running.top, &running.root, Reach::All).unwrap().unwrap();
+    running.work(10);
+    running.disk.adopt(&mut flattened).unwrap();
+    flattened.remove_old().unwrap();
+    running.work(10);
+    running.compare();
+    assert_eq!(depth(&running.top, &running.root).unwrap(), 3);
+    assert_eq!(own_layers(&running.top).unwrap().base, Some(("../base.qcow2".into(), Format::Qcow2)));
+    // What it was flattened out of is nobody's any more.
+    (1..40).for_each(|generation| fs::remove_dir_all(dir.path().join(format!("kept-{generation}"))).unwrap());
+    running.snapshot();
+    running.work(3);
+    running.end();
 }

@@ -52,6 +52,18 @@ impl Running {
         prepared.layer().into()
     }
 
+    /// Another machine that wakes over all that this one has written.
+    pub fn reborn(self, generation: u32) -> Running {
+        let Running { top, root, disk, model, random, stamp } = self;
+        drop(disk);
+        let folder = top.parent().unwrap();
+        fs::rename(folder, root.join(format!("kept-{generation}"))).unwrap();
+        fs::create_dir(folder).unwrap();
+        create_overlay(&top, &format!("../kept-{generation}/root.qcow2"), Format::Qcow2, SIZE).unwrap();
+        let disk = open(&top, Format::Qcow2, Access::ReadWrite, &root).unwrap();
+        Running { top, root, disk, model, random, stamp }
+    }
+
     /// Ends, and checks what QEMU and a next start see.
     pub fn end(self) {
         let Running { top, root, disk, model, .. } = self;

@@ -46,6 +46,14 @@ const MAX_MEMORY: u64 = 1 << 44;
 /// The longest index that is read, in bytes. In the worst case, every second page changed, that is 170 GiB.
 pub const MAX_LENGTH: u64 = 512 << 20;
 
+/// The longest index that a full memory can have with so many bytes of data. Runs of data have a page at least; between
+/// them, and where regions begin and end, zeros are one run.
+pub fn longest_full(data: u64) -> u64 {
+    let (pages, regions) = (data / PAGE, MAX_REGIONS as u64);
+    let runs = pages.saturating_mul(2).saturating_add(2 * regions);
+    runs.saturating_mul(RUN_LENGTH).saturating_add(HEADER + regions * REGION_LENGTH).min(MAX_LENGTH)
+}
+
 /// A range of guest-physical addresses that is RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {

@@ -20,7 +20,7 @@ const KIND_WORDS = { live: "memory and disks", crash: "disks, as a power cut lea
 const WINDOW = 90_000;
 
 let state = null, heard = performance.now(), view = "machines";
-let chosen = null, snapshot = null, tree = { version: null, lines: [] }, box = null, pages = null, cells = null;
+let chosen = null, snapshot = null, tree = { version: null, lines: [] }, box = null, cells = null;
 
 // --- words ---
 
@@ -163,12 +163,23 @@ function showMachines(machine) {
   ]);
 }
 
+// Where a machine's page is: each has a key of its own, which is asked for once.
+const pages = new Map();
+function pageOf(machine) {
+  const { name } = machine;
+  if (!pages.has(name)) {
+    pages.set(name, null);
+    api(`page/${name}`).then(answer => { pages.set(name, answer.root); draw(); }).catch(() => setTimeout(() => pages.delete(name), 1000));
+  }
+  return pages.get(name);
+}
+
 function showKitten(machine) {
   const host = $("kitten");
   setText($("kitten-title"), machine ? `The kitten page of ${machine.name}` : "The kitten page");
   // It has to answer first; then it tells by itself when it naps.
-  const page = machine && `${pages}${machine.name}/ ${machine.pid}`;
-  const frame = lives(machine) && machine.port && pages && (machine.kitten || host.dataset.shown === page) ? `${pages}${machine.name}/` : null;
+  const root = machine && pageOf(machine), page = machine && `${root} ${machine.pid}`;
+  const frame = lives(machine) && machine.port && root && (machine.kitten || host.dataset.shown === page) ? root : null;
   const why = !machine ? (state.machines.length ? "Choose a machine." : "There is no machine yet. Make one with the button, or with the command line that it shows.")
     : !lives(machine) ? `${machine.name} does not run: ${machine.state}${machine.detail ? ` (${machine.detail})` : ""}.`
     : !machine.port ? `No port of this host leads to ${machine.name}’s page: start it with -p 8080:80.`
@@ -213,7 +224,10 @@ function showSnapshots(machine) {
     [line.kind === "live" ? "Wake it" : "Boot it", ["restore", name, "--name", free(base), ...port()]],
     line.kind === "live" && bigger && ["Wake it bigger", ["restore", name, "--name", free(base), ...bigger, ...port()]],
     line.kind === "live" && ["Boot from its disks alone", ["restore", name, "--name", free(base), "--cold", ...port()]],
+    line.kind === "live" && ["Wake it in another colour", ["restore", name, "--name", free(base), "--set", "colour=grey", ...port()]],
     ["Three clones", ["clone", name, litter(), "--count", "3", ...port()]],
+    ["Look for secrets in it", ["snapshot", "inspect", name, "--secrets"]],
+    line.names[0] && ["Make a copy without secrets", ["snapshot", "scrub", name, unused(`${name}-scrubbed`)]],
     ["Check every byte", ["snapshot", "verify", name]],
   ]);
 }
@@ -476,7 +490,5 @@ document.addEventListener("visibilitychange", draw);
 window.addEventListener("hashchange", go);
 window.addEventListener("resize", draw);
 setInterval(trouble, 1000);
-const findPages = () => api("pages").then(answer => { pages = answer.root; draw(); }).catch(() => setTimeout(findPages, 1000));
-findPages();
 go();
 mapMemory();

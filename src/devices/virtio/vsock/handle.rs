@@ -19,6 +19,7 @@ pub type Listener = Box<dyn Fn(UnixStream) + Send>;
 pub enum Command {
     Connect { port: u32, preamble: Vec<u8>, stream: Stream },
     Listen { port: u32, listener: Listener },
+    HangUp,
 }
 
 /// Lets any thread open connections to the guest and listen for its own. Clones lead to the same device.
@@ -101,6 +102,11 @@ impl Handle {
     /// without a listener refuses.
     pub fn listen(&self, port: u32, listener: Listener) {
         self.send(Command::Listen { port, listener });
+    }
+
+    /// Ends all connections: the guest has ended, and nobody in it will. Its driver is gone too.
+    pub fn hang_up(&self) {
+        self.send(Command::HangUp);
     }
 
     fn send(&self, command: Command) {

@@ -156,6 +156,7 @@ impl Switchboard {
     pub fn obey(&mut self) {
         while let Some(command) = self.inbox.next() {
             match command {
+                Command::HangUp => self.go_offline(),
                 Command::Listen { port, listener } => drop(self.listeners.insert(port, listener)),
                 Command::Connect { port, preamble, stream } => {
                     if self.inbox.is_online() && self.connections.len() < MAX_CONNECTIONS {

@@ -158,6 +158,21 @@ fn a_refusal_resets_the_stream_and_so_does_a_guest_without_a_driver() {
 }
 
 #[test]
+fn a_guest_that_has_ended_ends_all_streams() {
+    let mut guest = Guest::new();
+    let handle = guest.device.handle();
+    let (mut ours, theirs) = tcp_pair();
+    handle.connect(7, vec![], theirs.into());
+    guest.expect(op::REQUEST);
+    handle.hang_up();
+    let (asked_later, theirs) = tcp_pair();
+    handle.connect(7, vec![], theirs.into());
+    guest.serve_host(Duration::from_secs(1));
+    assert_eq!(ours.read(&mut [0; 1]).unwrap_or(0), 0);
+    assert_is_reset(asked_later);
+}
+
+#[test]
 fn a_guest_that_does_not_answer_is_given_up() {
     let mut guest = Guest::new();
     let (ours, theirs) = tcp_pair();
