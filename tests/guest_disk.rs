@@ -82,16 +82,16 @@ fn kill_while_it_comes_or_goes(anna: &Machine, dice: &mut Dice) {
     println!("    killed {moment} ms into {verb}");
     let mut busy = in_background(&[verb, &anna.name]);
     sleep(Duration::from_millis(moment));
-    match monitor_of(&anna.name) {
-        Some(pid) => signal(pid, libc::SIGKILL),
-        // It had not come yet, or had gone: then a running one will do.
-        None => {
-            drop(busy.wait());
-            drop(anna.catnap("start"));
-            anna.kill_monitor();
-        }
+    if let Some(pid) = monitor_of(&anna.name) {
+        signal(pid, libc::SIGKILL);
     }
     drop(busy.wait());
+    // It had not come yet, or had gone, or its process had just begun or was at its end, and had nothing of the
+    // machine: then a running one will do.
+    if anna.state() != "died" {
+        drop(anna.catnap("start"));
+        anna.kill_monitor();
+    }
 }
 
 fn promises_are_kept(anna: &Machine, promised: &Promised) {

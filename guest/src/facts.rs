@@ -21,6 +21,21 @@ pub fn available_bytes() -> u64 {
     meminfo("MemAvailable:")
 }
 
+/// The memory that the kernel has, in bytes, also what of it is not in use: a block that leaves counts until it is gone.
+/// 0 when /proc is missing.
+pub fn present_bytes() -> u64 {
+    present_pages(&fs::read_to_string("/proc/zoneinfo").unwrap_or_default()) * page_bytes()
+}
+
+/// The sum of the zones' own (Documentation/filesystems/proc.rst, section 1.5: `present` pages of a zone).
+fn present_pages(zones: &str) -> u64 {
+    zones.lines().filter_map(|line| line.trim().strip_prefix("present ")?.trim().parse::<u64>().ok()).sum()
+}
+
+fn page_bytes() -> u64 {
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |bytes| bytes as u64)
+}
+
 fn meminfo(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let found = text.lines().find_map(|line| line.strip_prefix(field));
@@ -68,4 +83,18 @@ pub fn random_hex() -> String {
     // SAFETY: the pointer and length are those of `bytes`. 16 bytes are never given in part.
     unsafe { nix::libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zones_are_summed() {
+        let zones = "Node 0, zone      DMA\n  pages free     3840\n        spanned  4095\n        present  3998\n        managed  3840\n\
+                     Node 0, zone  Movable\n        present  32768\n        managed  0\n";
+        assert_eq!(present_pages(zones), 3998 + 32768);
+        assert_eq!(present_pages("present at the party\npresent -1"), 0);
+        assert!(present_bytes() >= memory_bytes());
+    }
 }

@@ -287,6 +287,13 @@ pub struct Status {
     /// 0 when unknown.
     #[serde(default)]
     pub boot_memory_bytes: u64,
+    /// The memory that the kernel has in bytes, in use or not: what it gives back counts until the last trace of it is
+    /// gone. 0 when unknown.
+    #[serde(default)]
+    pub present_bytes: u64,
+    /// `present_bytes` when the agent was started. 0 when unknown.
+    #[serde(default)]
+    pub boot_present_bytes: u64,
     /// MemAvailable in bytes: what programs could still have. 0 when unknown.
     #[serde(default)]
     pub available_bytes: u64,

@@ -34,12 +34,19 @@ const STANDSTILL: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long its agent may take to say so.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a block of memory that was given back may take to leave the guest's kernel, when nothing else moves. Where
+/// pages that cannot be moved lie in several blocks, more of them stay than are needed.
+const LEAVING: Duration = Duration::from_secs(5);
 /// How long the guest may take to let go of vCPUs that it could not use.
 const TAKING_BACK: Duration = Duration::from_secs(2);
 
 /// What must be left to a guest when memory is taken back, in bytes: some for the programs that run while the agent
 /// counts, some for the kernel's own watermarks.
 const RESERVE: u64 = 64 << 20;
+
+/// What Linux adds and takes away memory in on x86-64, in bytes; more only with 64 GiB or more of it
+/// (`probe_memory_block_size` of arch/x86/mm/init_64.c).
+const BLOCK: u64 = 128 << 20;
 
 /// The size of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,16 +240,18 @@ impl Machine {
             // The guest is asked when the devices have no more to say, or when it may run short.
             let (settled, shrinking) = (self.size() == goal, self.size().memory > goal.memory);
             let guest = if settled || shrinking { agent::status(&self.vsock, PATIENCE).ok() } else { None };
-            if settled && self.is_done(asked, goal, guest.as_ref()) {
-                return guest;
-            }
             let short = guest.as_ref().is_some_and(|it| (1..RESERVE / 2).contains(&it.available_bytes));
             if shrinking && short {
                 return guest;
             }
-            let now = (seen, guest.as_ref().filter(|_| settled).map(|it| (it.cpus, it.memory_bytes, it.root_bytes)));
+            let said = |it: &Status| (it.cpus, it.memory_bytes, it.present_bytes, it.root_bytes);
+            let now = (seen, guest.as_ref().filter(|_| settled).map(said));
             if last.replace(now) != Some(now) {
                 moved = Instant::now();
+            }
+            let leaving = guest.as_ref().is_some_and(|status| leaves(self.plugged(), status));
+            if settled && self.is_done(asked, goal, guest.as_ref()) && (!leaving || moved.elapsed() >= LEAVING) {
+                return guest;
             }
             let refused = lock(&self.devices.cpus).refused() & (asked.inserted | asked.removed) != 0;
             // One that refuses a vCPU may still be at work on its memory.
@@ -332,6 +341,13 @@ fn used(plugged: u64, status: &Status) -> u64 {
     if unknown || grown >= plugged - plugged / 16 { plugged } else { grown - grown % spec::MEMORY_STEP.bytes() }
 }
 
+/// Whether the guest's kernel still has more blocks of memory than what is plugged in needs. It gives all pages of a
+/// block back first and takes the block away then, and while it does, MemTotal shows the block once more.
+fn leaves(plugged: u64, status: &Status) -> bool {
+    let grown = status.present_bytes.saturating_sub(status.boot_present_bytes);
+    status.boot_present_bytes != 0 && grown >= plugged.next_multiple_of(BLOCK) + BLOCK
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,6 +376,19 @@ mod tests {
         assert_eq!(used(768 * MIB, &status(220, 221 + 256)), 256 * MIB);
         assert_eq!(used(0, &status(220, 200)), 0);
         assert_eq!(used(512 * MIB, &status(0, 0)), 512 * MIB);
+    }
+
+    #[test]
+    fn a_block_that_leaves_is_seen() {
+        let status = |boot, now| Status { boot_present_bytes: boot, present_bytes: now, ..Status::default() };
+        let boot = 256 * MIB - 4096;
+        for (plugged, grown, leaving) in
+            [(256, 384, true), (256, 256, false), (320, 384, false), (320, 512, true), (0, 128, true)]
+        {
+            assert_eq!(leaves(plugged * MIB, &status(boot, boot + grown * MIB)), leaving, "{plugged} {grown}");
+        }
+        assert!(!leaves(256 * MIB, &status(boot, boot - 1)));
+        assert!(!leaves(0, &status(0, boot)));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Agent {
     sessions: AtomicUsize,
     /// MemTotal at the start, in bytes.
     boot_memory: u64,
+    /// The memory that the kernel had then, in bytes.
+    boot_present: u64,
 }
 
 impl Agent {
@@ -35,7 +37,8 @@ impl Agent {
 
     /// An agent that may freeze, wake and shut down `machine`; without one it refuses to.
     pub fn new(machine: Option<Arc<Machine>>) -> Arc<Agent> {
-        Arc::new(Agent { machine, sessions: AtomicUsize::new(0), boot_memory: facts::memory_bytes() })
+        let (boot_memory, boot_present) = (facts::memory_bytes(), facts::present_bytes());
+        Arc::new(Agent { machine, sessions: AtomicUsize::new(0), boot_memory, boot_present })
     }
 
     /// Serves for ever, or until the listener fails.
@@ -109,6 +112,8 @@ impl Agent {
             cpus: facts::cpus(),
             memory_bytes: facts::memory_bytes(),
             boot_memory_bytes: self.boot_memory,
+            present_bytes: facts::present_bytes(),
+            boot_present_bytes: self.boot_present,
             available_bytes: facts::available_bytes(),
             disk_bytes: facts::root_disk_bytes().unwrap_or(0),
             root_bytes: facts::root_bytes(),
