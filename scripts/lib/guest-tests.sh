@@ -117,15 +117,32 @@ run_guest_tests() {
     for test in host-restart-test two-hosts-test; do
         [[ $where = lab && $test = *"$filter"* ]] || continue
         [[ $test != two-hosts-test || -n $filter ]] || continue
-        counted $test "$root/scripts/lib/$test" "$bin" "$home" "$registry"
+        counted $test kept $test "$root/scripts/lib/$test" "$bin" "$home" "$registry"
     done
     if [[ browser-test = *"$filter"* ]]; then
-        counted browser-test browser_test
+        counted browser-test kept browser-test browser_test
     fi
     [ $lost = 0 ] || keep_logs
     [ ${#again[@]} = 0 ] || printf 'needed another try: %s\n' "${again[@]}" >&2
     say "── guest tests in the $where$(emulated_by): $passed passed, $lost failed"
     [ $((passed + lost)) -gt 0 ] || die 1 "no guest test has $filter in its name"
+}
+
+# kept NAME COMMAND…: what it says is shown, and kept where the logs of guest tests are.
+kept() {
+    local log=$output/guest/$1.log
+    shift
+    "$@" > >(tee "$log" >&2) 2>&1
+}
+
+# last_words TEST…: the heart of what guest tests that failed have said, for who sees no more than the end of it all.
+last_words() {
+    local test
+    for test in "$@"; do
+        [ -e "$output/guest/$test.log" ] || continue
+        say "── $test said"
+        { grep -A 4 'panicked at\|^error\|^one-test\|-test: ' "$output/guest/$test.log" || true; } | cut -c 1-300 | head -n 16 >&2
+    done
 }
 
 # With what the lab is emulated, for the faults of one version are not those of another.
