@@ -1,6 +1,7 @@
 //! Speaks to a machine's monitor. Used by the command line, and by whatever else steers machines.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -147,26 +148,33 @@ impl Client {
         self.ask("POST", "/v1/disk/give", give, Duration::ZERO)
     }
 
-    /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new.
+    /// Takes a snapshot; `watch` is asked a few times a second whether to go on, also when there is nothing new. When
+    /// it says no, the monitor is asked to cancel, and what it says then counts: the snapshot may be there already.
     pub fn snapshot(
         &self,
         request: &SnapshotRequest,
         mut watch: impl FnMut(Option<Progress>) -> ControlFlow<()>,
     ) -> Result<Taken, Error> {
-        let mut stream = self.stream("POST", "/v1/snapshot", request)?;
+        let stream = self.stream("POST", "/v1/snapshot", request)?;
         stream.set_read_timeout(Some(GLANCE)).map_err(|error| self.io(error))?;
-        let mut line = Vec::new();
+        let (mut line, mut unwanted) = (Vec::new(), false);
+        let mut watch = |progress| {
+            if !unwanted && watch(progress).is_break() {
+                unwanted = true;
+                return stream.shutdown(Shutdown::Write).map_err(|error| self.io(error));
+            }
+            Ok(())
+        };
         loop {
             let mut byte = [0];
-            match stream.read(&mut byte) {
+            match (&stream).read(&mut byte) {
                 Ok(0) => return Err(self.nonsense("it ended without a word of the snapshot")),
                 Ok(_) if byte[0] != b'\n' && line.len() < MAX_BODY => line.push(byte[0]),
                 Ok(_) => {
                     match serde_json::from_slice(&line).map_err(|error| self.nonsense(error))? {
                         SnapshotEvent::Done(taken) => return Ok(taken),
                         SnapshotEvent::Failed(failure) => return Err(Error::Failure(failure)),
-                        SnapshotEvent::Progress(progress) if watch(Some(progress)).is_break() => break,
-                        SnapshotEvent::Progress(_) => {}
+                        SnapshotEvent::Progress(progress) => watch(Some(progress))?,
                     }
                     line.clear();
                 }
@@ -176,14 +184,11 @@ impl Client {
                         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
                     ) =>
                 {
-                    if watch(None).is_break() {
-                        break;
-                    }
+                    watch(None)?;
                 }
                 Err(error) => return Err(self.io(error)),
             }
         }
-        Err(Error::Failure(Failure::new(Code::Failed, "the snapshot was cancelled")))
     }
 
     /// The guest's console, as a stream: first what it has shown so far.
@@ -297,5 +302,63 @@ impl Client {
 
     fn nonsense(&self, why: impl ToString) -> Error {
         Error::Nonsense { path: self.path.clone(), why: why.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+    use crate::snapshot::Kind;
+
+    /// What a client hears that gives up, from a monitor that answers with `last` when it hears of that.
+    fn given_up(last: Option<SnapshotEvent>) -> Result<Taken, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let monitor = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut asked, mut bytes) = (Vec::new(), [0; 1024]);
+            while !asked.ends_with(b"}") {
+                let count = stream.read(&mut bytes).unwrap();
+                asked.extend_from_slice(&bytes[..count]);
+            }
+            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
+            assert_eq!(stream.read(&mut bytes).unwrap(), 0, "it closes its side");
+            if let Some(last) = last {
+                stream.write_all(&[serde_json::to_vec(&last).unwrap(), b"\n".to_vec()].concat()).unwrap();
+            }
+        });
+        let request = SnapshotRequest {
+            name: "anna@monday".into(),
+            mode: Default::default(),
+            note: String::new(),
+            at_doorbell: false,
+        };
+        let heard = Client::new(path).snapshot(&request, |_| ControlFlow::Break(()));
+        monitor.join().unwrap();
+        heard
+    }
+
+    #[test]
+    fn a_snapshot_that_was_there_before_it_was_cancelled_is_no_cancelled_one() {
+        let taken = Taken {
+            name: "anna@monday".into(),
+            digest: String::new(),
+            kind: Kind::Live,
+            pause_us: 1,
+            bytes_written: 2,
+            duration_ms: 3,
+            moments: Default::default(),
+        };
+        assert_eq!(given_up(Some(SnapshotEvent::Done(taken.clone()))).unwrap(), taken);
+        let cancelled = Failure::new(Code::Failed, "the snapshot was cancelled");
+        match given_up(Some(SnapshotEvent::Failed(cancelled.clone()))) {
+            Err(Error::Failure(failure)) => assert_eq!(failure, cancelled),
+            other => panic!("{other:?}"),
+        }
+        assert!(given_up(None).is_err());
     }
 }

@@ -150,8 +150,9 @@ pub struct Give {
     pub marks: Vec<Mark>,
 }
 
-/// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON; a client
-/// that closes the connection before the end cancels the snapshot.
+/// The body of `POST /v1/snapshot`. The answer is a stream of [`SnapshotEvent`]s, each a line of JSON. A client
+/// that closes its side of the connection (or all of it) before the end cancels the snapshot, unless it is there already:
+/// the last event tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotRequest {
