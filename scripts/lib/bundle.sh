@@ -28,7 +28,7 @@ try: another folder"
     build_catnap
     build_guest
     build_kitten "$home"
-    ! declare -F fetch_emulator >/dev/null || fetch_emulator
+    fetch_emulator
     fetch_packages
     say "2. Filling $folder …"
     rm -rf "$new"
@@ -100,25 +100,18 @@ copy_libraries() {
 
 # The emulator that the lab uses here, with its modules and firmware.
 pack_emulator() {
-    local program tree module name place
-    tree=${emulator:-}
-    if [ -n "$tree" ] && [ -e "$tree/complete" ]; then program=$tree/usr/bin/qemu-system-x86_64; else
-        tree=''
-        # What is first in the PATH may be somebody's script around the program.
-        program=$(for program in $(type -ap qemu-system-x86_64); do
-            ! ldd "$program" >/dev/null 2>&1 || { echo "$program" && break; }
-        done)
-        [ -n "$program" ] || die 5 "qemu-system-x86_64 is no program that can be packed"
-    fi
-    cp -L "$program" "$1/lib/qemu-system-x86_64"
+    local program=$emulator/usr/bin/qemu-system-x86_64 module name place
+    # What is first in the PATH may be somebody's script around the program.
+    ldd "$program" >/dev/null 2>&1 || die 5 "qemu-system-x86_64 is no program that can be packed"
+    cp "$program" "$1/lib/"
     copy_libraries "$program" "$1/lib"
-    for module in "$tree"/usr/lib/*/qemu/accel-tcg-x86_64.so; do
+    for module in "$emulator"/usr/lib/*/qemu/accel-tcg-x86_64.so; do
         [ -e "$module" ] || continue
         cp "$module" "$1/lib/modules/"
         copy_libraries "$module" "$1/lib"
     done
     for name in $firmware; do
-        for place in "$tree/usr/share/qemu" "$tree/usr/share/seabios" /usr/share/qemu /usr/share/seabios; do
+        for place in "$emulator/usr/share/qemu" "$emulator/usr/share/seabios" /usr/share/qemu /usr/share/seabios; do
             [ ! -e "$place/$name" ] || { cp -L "$place/$name" "$1/lib/firmware/" && break; }
         done
     done

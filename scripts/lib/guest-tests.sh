@@ -149,7 +149,7 @@ last_words() {
 emulated_by() {
     [ "$where" = lab ] || return 0
     # shellcheck source=lab-files.sh
-    (. "$root/scripts/lib/lab-files.sh" && qemu --version) | sed -n 's/.*version \([^ ]*\).*/ (QEMU \1)/p'
+    (. "$root/scripts/lib/lab-files.sh" && emulator_version)
 }
 
 # counted NAME COMMAND…: a step that counts as one test of run_guest_tests.
@@ -161,13 +161,9 @@ counted() {
 
 # guest_test PROGRAM TEST: passes when the runner says that exactly this one test passed. Four things that were seen in
 # the lab alone give a test another try, two at most, and are said at the end: the lab as a whole hangs, it restarts by
-# itself, a guest ends with a triple fault, or nothing moves until the time is over. The first three are the
-# emulation's: with QEMU 7.2 they come about once in a hundred boots and, when four vCPUs are busy, within minutes, to the
-# emulated host as to its guests; with 10.0 more seldom (lab-files.sh). Tests of some twenty boots have met it twice in a
-# row on a slow machine. The last was caught once in a snapshot of the guest that stood still: its CPU had taken a timer
-# interrupt while its interrupts were off, in the middle of the handler of the one before (hrtimer_run_queues), and
-# waited for a lock that it held itself; so that is the emulation's too, which delivers an interrupt twice. one-test
-# writes down what every thread waited for. On a host's own KVM there is one try.
+# itself, a guest ends with a triple fault, or nothing moves until the time is over. All four are what a QEMU does that is
+# not mended (mend_emulator in lab-files.sh tells why); with one that is, none has been seen. one-test writes down what
+# every thread waited for. On a host's own KVM there is one try.
 guest_test() {
     local log="$output/guest/$1::$2.log" code excuse try
     for try in 1 2 3; do
