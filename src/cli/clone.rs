@@ -1,12 +1,11 @@
 //! `catnap clone`: new machines from one snapshot, each its own.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use super::home::House;
 use super::restore::{self, Plan, Restored};
 use super::sizes::Wanted;
-use super::{Outcome, checks, cpu, start, ui};
+use super::{Outcome, checks, cpu, launch, start, ui};
 use crate::control::{Code, Failure};
 use crate::snapshot::Kind;
 use crate::spec::{Forward, Name, Setting, Size};
@@ -45,9 +44,8 @@ pub struct Args {
     /// Print what came of it as JSON
     #[arg(long)]
     json: bool,
-    /// How many seconds each guest has until its agent answers
-    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
-    timeout: u32,
+    #[command(flatten)]
+    patience: launch::Patience,
     /// Speak to a registry elsewhere without encryption
     #[arg(long)]
     plain_http: bool,
@@ -86,7 +84,7 @@ pub fn run(args: Args) -> Outcome {
             cold: false,
             new_identity: !args.keep_identity,
             settings: Setting::gather(&args.settings),
-            timeout: Duration::from_secs(args.timeout.into()),
+            timeout: args.patience.time(),
         };
         let clone = restore::carry_out(&house, plan, process::monotonic_us())?;
         if !args.json {
@@ -132,7 +130,7 @@ mod tests {
             disk_size: None,
             forwards: vec![Forward { host: port, guest: 80 }],
             json: false,
-            timeout: 1,
+            patience: launch::Patience::of(1),
             plain_http: false,
             snapshot: "anna@monday".into(),
             name: name.parse().unwrap(),

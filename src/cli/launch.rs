@@ -21,6 +21,27 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// How long a monitor that was told to end may take before it is killed.
 const ENDING: Duration = Duration::from_secs(5);
 
+/// How long whoever starts a machine waits for its guest.
+#[derive(clap::Args)]
+pub struct Patience {
+    /// How many seconds a guest has until its agent answers; 0 does not wait for one
+    #[arg(long = "timeout", value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    seconds: u32,
+}
+
+impl Patience {
+    /// So many seconds.
+    #[cfg(test)]
+    pub fn of(seconds: u32) -> Patience {
+        Patience { seconds }
+    }
+
+    /// That time.
+    pub fn time(&self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+}
+
 /// What a monitor says through its readiness pipe.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -87,9 +87,8 @@ pub struct Args {
     /// Print what came of it as JSON
     #[arg(long, conflicts_with = "attach")]
     json: bool,
-    /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
-    timeout: u32,
+    #[command(flatten)]
+    patience: launch::Patience,
     /// Speak to a registry elsewhere without encryption
     #[arg(long)]
     plain_http: bool,
@@ -199,7 +198,7 @@ pub fn run(args: Args) -> Outcome {
         cold: args.cold,
         new_identity: false,
         settings: Setting::gather(&args.settings),
-        timeout: Duration::from_secs(args.timeout.into()),
+        timeout: args.patience.time(),
     };
     // Before a machine makes way for one that cannot be.
     plan.check()?;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::fit::new_machine_id;
 use super::home::House;
@@ -79,9 +78,8 @@ pub struct Args {
     /// Join the console once it has booted
     #[arg(short, long)]
     attach: bool,
-    /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = start::TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
-    timeout: u32,
+    #[command(flatten)]
+    patience: launch::Patience,
     /// Speak to a registry elsewhere without encryption
     #[arg(long)]
     plain_http: bool,
@@ -129,7 +127,7 @@ pub fn run(args: Args) -> Outcome {
         Some(_) => house.store().create_machine(&spec, &image)?,
         None => create_numbered(&house, spec, &args.image, &image)?,
     };
-    let launched = launch::launch(&house, &machine, Duration::from_secs(args.timeout.into()));
+    let launched = launch::launch(&house, &machine, args.patience.time());
     let status = launched.inspect_err(|_| {
         if let Err(error) = house.store().remove_machine(&machine.spec.name) {
             ui::warn(format!("{} could not be removed: {error}", machine.spec.name));

@@ -1,15 +1,10 @@
 //! `catnap start`: boots machines that exist and do not run.
 
-use std::time::Duration;
-
 use super::home::House;
 use super::{Outcome, console, disk, launch, ui};
 use crate::control::{Code, Failure};
 use crate::spec::{MachineSpec, Name};
 use crate::sys::process;
-
-/// How long a guest may take until its agent answers, in seconds.
-pub const TIMEOUT: u32 = 60;
 
 /// Boot stopped machines again
 #[derive(clap::Args)]
@@ -23,9 +18,8 @@ pub struct Args {
     /// Join the console once it has booted
     #[arg(short, long)]
     attach: bool,
-    /// How many seconds the guest has until its agent answers; 0 does not wait for one
-    #[arg(long, value_name = "SECONDS", env = "CATNAP_TIMEOUT", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u32).range(0..=3600))]
-    timeout: u32,
+    #[command(flatten)]
+    patience: launch::Patience,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]
     names: Vec<Name>,
@@ -44,8 +38,7 @@ pub fn run(args: Args) -> Outcome {
             return Err(Failure::new(Code::Refused, format!("{name} runs already")).hint("catnap ps"));
         }
         house.image(&machine.spec.image)?;
-        let timeout = Duration::from_secs(args.timeout.into());
-        let status = launch::launch(&house, &machine, timeout)?;
+        let status = launch::launch(&house, &machine, args.patience.time())?;
         disk::tell(name, &status);
         announce(&machine.spec)
     })?;

@@ -33,8 +33,9 @@ use super::packet::{Header, op, shutdown};
 use super::stream::{self, Stream};
 use crate::devices::virtio::ring::Slices;
 
-/// How long the guest may take to answer a request.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long the guest may take to answer a request. One whose kernel gives memory back, on an emulated host, was seen
+/// to be silent for seconds; whoever has less patience hangs up.
+pub(super) const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// How long the guest may take to answer a `SHUTDOWN` of both ways; as long as Linux waits.
 const CLOSE_TIME: Duration = Duration::from_secs(8);
 /// The longest payload of one packet to the guest, which is also Linux's own limit.
