@@ -82,7 +82,7 @@ impl Handle {
     /// Connects `stream`, any stream socket, to the guest's `port`. The guest receives `preamble` and then
     /// what the stream receives.
     ///
-    /// If the guest refuses, does not answer for five seconds, or has no driver yet, the stream is closed
+    /// If the guest refuses, does not answer for fifteen seconds, or has no driver yet, the stream is closed
     /// (TCP: reset).
     pub fn connect(&self, port: u32, preamble: Vec<u8>, stream: OwnedFd) {
         let stream = Stream::new(stream);
