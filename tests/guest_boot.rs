@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::path::PathBuf;
-
-use common::{Machine, inside, machine};
+use common::{Machine, inside, machine, minimal_kernel};
 
 #[test]
 fn a_small_machine_boots_and_is_healthy() {
@@ -86,10 +84,9 @@ fn mebibytes(machine: &Machine) -> u64 {
     machine.sh("awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo").parse().expect("a number")
 }
 
-/// CATNAP_TEST_MINIMAL_KERNEL is a folder with the `bzImage` and the `vmlinux` of the recipe in `images/`.
 #[test]
 fn the_minimal_kernel_boots_from_both_of_its_files() {
-    let Some(folder) = std::env::var_os("CATNAP_TEST_MINIMAL_KERNEL").map(PathBuf::from) else {
+    let Some(folder) = minimal_kernel() else {
         return println!("skipped: CATNAP_TEST_MINIMAL_KERNEL names no folder with bzImage and vmlinux");
     };
     for file in ["bzImage", "vmlinux"] {

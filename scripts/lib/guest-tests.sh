@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # The guest tests: built out here, run one by one where guests can run. Sourced by scripts/test.
 #
-# A guest test finds in its environment: CATNAP_BIN, the program under test, built for release; CATNAP_HOME,
-# where the image `kitten` is; CATNAP_TEST_ROUNDS and CATNAP_TEST_MINIMAL_KERNEL when they were asked for. It
-# leaves no process behind, or it fails. CATNAP_TEST_REGISTRY is where a registry is
-# to be found, HOST:PORT; it runs out here in any case, for in the lab it takes minutes.
+# A guest test finds in its environment: CATNAP_BIN, the program under test, built for release; CATNAP_HOME, where the
+# image `kitten` is; CATNAP_TEST_ROUNDS and CATNAP_TEST_MINIMAL_KERNEL when they were asked for (the latter is a folder
+# that images/kernel/build has made: machines boot its kernel in place of the image's). It leaves no process behind, or it
+# fails. CATNAP_TEST_REGISTRY is where a registry is to be found, HOST:PORT; it runs out here in any case, for in the lab
+# it takes minutes.
 # shellcheck source=common.sh disable=SC2154
 
 # The longest that one test may take, in seconds. Emulation is slow, and CI machines are slower.

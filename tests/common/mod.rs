@@ -44,6 +44,11 @@ pub struct Machine {
     ports: Vec<(u16, u16)>,
 }
 
+/// Where the recipe in `images/` has put a minimal kernel: a folder with `bzImage` and `vmlinux`.
+pub fn minimal_kernel() -> Option<PathBuf> {
+    std::env::var_os("CATNAP_TEST_MINIMAL_KERNEL").map(PathBuf::from)
+}
+
 /// A machine with one vCPU and 256 MiB, if nothing else is said.
 pub fn machine(name: &str) -> Builder {
     Builder { name: name.into(), options: Vec::new(), ports: Vec::new() }
@@ -81,13 +86,17 @@ impl Builder {
         machine
     }
 
-    /// Boots it or not; what it left behind is removed with the machine.
+    /// Boots it or not; what it left behind is removed with the machine. Its kernel is the minimal one, when the tests
+    /// are run with that and it asks for none itself.
     pub fn try_to_boot(self) -> (Machine, Ran) {
+        let asks = self.options.iter().any(|option| option == "--kernel");
+        let minimal =
+            minimal_kernel().filter(|_| !asks).map(|folder| ["--kernel".into(), folder.join("vmlinux").into()]);
         let machine = Machine { name: self.name, ports: self.ports };
         // A test that was killed has left its machines behind.
         drop(machine.catnap("rm --force"));
         let first: [OsString; 4] = ["run".into(), "kitten".into(), "--name".into(), (&machine.name).into()];
-        let ran = ran::catnap_with(first.into_iter().chain(self.options));
+        let ran = ran::catnap_with(first.into_iter().chain(self.options).chain(minimal.into_iter().flatten()));
         (machine, ran)
     }
 }
