@@ -186,8 +186,8 @@ guest_test() {
     return 1
 }
 
-# The same second try as for guest tests, when a guest's emulated CPU shut down, or the guest's kernel found that one
-# stands still.
+# One more try, as guest tests have it, when a guest's emulated CPU shut down, or the guest's kernel found that one stands
+# still.
 browser_test() {
     local dashboard=$output/dashboard
     "$root/scripts/lib/browser-test" "$where" "$bin" "$home" && return

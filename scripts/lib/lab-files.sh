@@ -40,17 +40,18 @@ fetch_emulator() {
     local version source
     # A bundle was packed with all of that.
     ! bundled || return 0
-    version=$(qemu-system-x86_64 --version | sed -n 's/.*version \([0-9]*\).*/\1/p')
-    # What it was made from, in `complete`.
     source="mended $(stat -L -c '%n %s %Y' "$(command -v qemu-system-x86_64)")"
-    [ "$(cat "$emulator/complete" 2>/dev/null)" != "$source" ] || return 0
+    ! emulator_is "$source" || return 0
     mkdir -p "${emulator%/*}"
     (
         flock 8
-        [ "$(cat "$emulator/complete" 2>/dev/null)" != "$source" ] || exit 0
+        ! emulator_is "$source" || exit 0
         rm -rf "$emulator.new"
-        if [ "${version:-0}" -ge $emulator_least ] || ! download_emulator; then
-            [ "${version:-0}" -ge $emulator_least ] || say "the lab works with QEMU $version, whose emulated hosts crash now and then
+        version=$(qemu-system-x86_64 --version | sed -n 's/.*version \([0-9]*\).*/\1/p')
+        if [ "${version:-0}" -ge $emulator_least ]; then
+            copy_emulator
+        elif ! download_emulator; then
+            say "the lab works with QEMU $version, whose emulated hosts crash now and then
 try: a QEMU of version $emulator_least or newer"
             copy_emulator
         fi
@@ -59,6 +60,9 @@ try: a QEMU of version $emulator_least or newer"
         rm -rf "$emulator" && mv "$emulator.new" "$emulator"
     ) 8>"$emulator.lock"
 }
+
+# emulator_is SOURCE: whether it was made from that.
+emulator_is() { [ "$(cat "$emulator/complete" 2>/dev/null)" = "$1" ]; }
 
 # A copy of the installed one. What else it needs it looks for beside the folder that it is in.
 copy_emulator() {
