@@ -15,7 +15,7 @@ const ORPHANED: libc::c_int = 100;
 /// What the child's exit code is when its task panicked.
 const PANICKED: libc::c_int = 101;
 /// How much nicer the child is to the machine that runs on beside it.
-const NICER: libc::c_int = 10;
+const NICER: libc::c_int = 5;
 /// What the kernel sends to the child when the thread that forked it ends.
 const PARENT_ENDED: libc::c_int = libc::SIGHUP;
 
