@@ -164,8 +164,8 @@ counted() {
 # the lab alone give a test another try, two at most, and are said at the end: the lab as a whole hangs, it restarts by
 # itself, a guest ends with a triple fault, a guest's kernel finds that one of its CPUs stands still, or nothing moves
 # until the time is over. All of them are what a QEMU does that is not mended (mend_emulator in lab-files.sh tells why);
-# with one that is, a guest met the third and the fourth about once in thirty tests, when other work took the CPUs.
-# one-test writes down what every thread waited for. On a host's own KVM there is one try.
+# with one that is, twice, none has been seen. one-test writes down what every thread waited for. On a host's own KVM
+# there is one try.
 guest_test() {
     local log="$output/guest/$1::$2.log" code excuse try
     for try in 1 2 3; do
