@@ -51,7 +51,8 @@ fn four_vcpus_and_4_gib_are_really_there() {
     if inside::here().is_some() {
         return fill_memory();
     }
-    let (tiger, ran) = machine("tiger").cpus(4).memory("4G").publish(80).try_to_boot();
+    // Where its memory is, pagemap tells.
+    let (tiger, ran) = machine("tiger").cpus(4).memory("4G").publish(80).stock_kernel().try_to_boot();
     let host = std::thread::available_parallelism().map_or(1, usize::from);
     let warning = format!("4 vCPUs are wanted and this host has {host}: they take turns");
     assert_eq!(ran.succeeds().err.contains(&warning), host < 4);

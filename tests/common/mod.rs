@@ -35,6 +35,7 @@ pub struct Builder {
     name: String,
     options: Vec<OsString>,
     ports: Vec<(u16, u16)>,
+    stock: bool,
 }
 
 /// A machine of the test's own.
@@ -51,10 +52,15 @@ pub fn minimal_kernel() -> Option<PathBuf> {
 
 /// A machine with one vCPU and 256 MiB, if nothing else is said.
 pub fn machine(name: &str) -> Builder {
-    Builder { name: name.into(), options: Vec::new(), ports: Vec::new() }
+    Builder { name: name.into(), options: Vec::new(), ports: Vec::new(), stock: false }
 }
 
 impl Builder {
+    /// With the image's kernel in any case: the test asks for what the minimal one was built without.
+    pub fn stock_kernel(self) -> Builder {
+        Builder { stock: true, ..self }
+    }
+
     pub fn cpus(self, count: u32) -> Builder {
         self.with(["--cpus".into(), count.to_string()])
     }
@@ -89,7 +95,7 @@ impl Builder {
     /// Boots it or not; what it left behind is removed with the machine. Its kernel is the minimal one, when the tests
     /// are run with that and it asks for none itself.
     pub fn try_to_boot(self) -> (Machine, Ran) {
-        let asks = self.options.iter().any(|option| option == "--kernel");
+        let asks = self.stock || self.options.iter().any(|option| option == "--kernel");
         let minimal =
             minimal_kernel().filter(|_| !asks).map(|folder| ["--kernel".into(), folder.join("vmlinux").into()]);
         let machine = Machine { name: self.name, ports: self.ports };
