@@ -101,17 +101,18 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let bench = parts::Bench::begin(args)?;
+    let parts: &[Part] = match &args.part {
+        Part::All => &[Part::Boot, Part::Snapshot, Part::Restore, Part::Clones, Part::Export, Part::Push],
+        part => &[*part],
+    };
     let mut sections = Vec::new();
-    for part in [Part::Boot, Part::Snapshot, Part::Restore, Part::Clones, Part::Export, Part::Push] {
-        if [part, Part::All].contains(&args.part) {
-            bench.measure(part, &mut sections)?;
+    let measured = parts.iter().try_for_each(|part| bench.measure(*part, &mut sections));
+    // What was measured before something failed took long.
+    if measured.is_ok() || !sections.is_empty() {
+        match args.json {
+            true => report::json(bench.command_line(), &sections)?,
+            false => report::tables(bench.command_line(), &sections)?,
         }
     }
-    if args.part == Part::Resize {
-        bench.measure(Part::Resize, &mut sections)?;
-    }
-    match args.json {
-        true => report::json(bench.command_line(), &sections),
-        false => report::tables(bench.command_line(), &sections),
-    }
+    measured
 }
