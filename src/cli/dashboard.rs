@@ -36,7 +36,7 @@ pub struct Args {
     /// The port on loopback [default: one that is free]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     port: u16,
-    /// Open the page in a browser
+    /// Open the page in a browser. Other users of this host can then see the address in the list of processes
     #[arg(long)]
     open: bool,
     /// Print the address as JSON
