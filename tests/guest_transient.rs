@@ -195,7 +195,8 @@ fn a_guest_that_wakes_without_its_disk_gets_a_blank_one_and_no_garbage() {
 #[test]
 fn a_guest_without_an_agent_gets_an_error_and_then_a_blank_disk() {
     let _swept = Swept;
-    let anna = machine("anna").with(["--ephemeral", "8M"]).boot();
+    // With cgroups, by one of which init is frozen.
+    let anna = machine("anna").with(["--ephemeral", "8M"]).stock_kernel().boot();
     anna.sh("umount /mnt; yes old | dd of=/dev/vdb bs=4096 count=1 seek=1000 oflag=direct iflag=fullblock 2>/dev/null");
     // It says on its console what it reads: nobody in there can be asked once the agent, which is init, stands still.
     let read = "dd if=/dev/vdb bs=4096 count=1 skip=1000 iflag=direct 2>/dev/null >/tmp/block";
