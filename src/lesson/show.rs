@@ -195,8 +195,10 @@ impl Show {
         self.put("\n");
     }
 
-    /// Waits for a line from the keyboard; `None` when there will be no more.
+    /// Waits for a line from the keyboard; `None` when there will be no more. An Enter from before, when something else
+    /// was shown, counts for nothing: nobody wants a command run that the class has not read.
     pub fn wait(&mut self) -> Option<String> {
+        tty::forget_typed();
         let mut line = String::new();
         match io::stdin().lock().read_line(&mut line) {
             Ok(0) | Err(_) => None,

@@ -71,6 +71,12 @@ extern "C" fn on_signal(signal: libc::c_int) {
     }
 }
 
+/// Forgets what was typed on standard input and is not read yet. What is no terminal keeps it.
+pub fn forget_typed() {
+    // SAFETY: tcflush has no conditions; where there is no terminal it fails, and nothing is lost.
+    unsafe { libc::tcflush(TERMINAL, libc::TCIFLUSH) };
+}
+
 /// The terminal's rows and columns; `None` when standard output is not a terminal.
 pub fn size() -> Option<(u16, u16)> {
     // SAFETY: `winsize` is plain integers, for which all zeros are valid.
@@ -126,6 +132,46 @@ mod tests {
             // SAFETY: raise has no conditions.
             _ => assert_ne!(unsafe { libc::raise(libc::SIGTERM) }, 0, "the signal must have ended this process"),
         }
+    }
+
+    /// The body of the child that the test below starts.
+    #[test]
+    fn child_that_forgets() {
+        if std::env::var_os("CATNAP_TEST_FORGETS").is_none() {
+            return;
+        }
+        println!("early");
+        let mut word = String::new();
+        // The first line says that the second has been typed too.
+        let _ = io::stdin().read_line(&mut word);
+        forget_typed();
+        println!("late");
+        word.clear();
+        let _ = io::stdin().read_line(&mut word);
+        println!("read {}", word.trim());
+    }
+
+    #[test]
+    fn what_was_typed_too_early_is_forgotten() {
+        use std::io::{BufRead, Write};
+        let (ours, theirs) = terminal();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["sys::tty::tests::child_that_forgets", "--exact", "--nocapture"])
+            .env("CATNAP_TEST_FORGETS", "1")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut output = io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut keyboard = File::from(ours);
+        let mut said = |word: &str| output.by_ref().find(|line| line.contains(word)).unwrap();
+        said("early");
+        keyboard.write_all(b"one\ntoo early\n").unwrap();
+        said("late");
+        keyboard.write_all(b"in time\n").unwrap();
+        assert!(said("read ").ends_with("read in time"));
+        child.wait().unwrap();
     }
 
     #[test]
