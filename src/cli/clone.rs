@@ -70,7 +70,8 @@ pub fn run(args: Args) -> Outcome {
     let clones = plan(&args)?;
     // All names first: half of a class is worth less than a clear no.
     if let Some((name, _)) = clones.iter().find(|(name, _)| house.store().machine(name).is_ok()) {
-        return Err(crate::store::Error::MachineTaken(name.clone()).into());
+        let other = format!("another NAME, or catnap rm {name}");
+        return Err(Failure::from(crate::store::Error::MachineTaken(name.clone())).hint(other));
     }
     let mut restored = Vec::with_capacity(clones.len());
     for (name, forwards) in clones {

@@ -386,14 +386,21 @@ fn before(name: &Name) -> SnapshotRequest {
 fn tell(restored: &Restored) -> String {
     let milliseconds = |us: u64| format!("{:.0} ms", us as f64 / 1000.0);
     let ran = milliseconds(restored.resume_us);
+    // Only a snapshot with memory has more than its disks.
+    let unwritten = match restored.kind {
+        Kind::Live => ", without what it had only in memory",
+        _ => "",
+    };
     let reached = restored.resized.as_ref().filter(|resized| resized.is_complete()).map(|resized| resized.reached);
     match (restored.resumed, restored.ready_us.map(milliseconds), reached) {
         (true, Some(ready), Some(size)) => {
             format!("awake with {size}: it ran after {ran} and had its size after {ready}")
         }
         (true, Some(ready), None) => format!("awake: it ran after {ran} and answered after {ready}"),
-        (false, Some(ready), _) => format!("booted from its disks: it answered after {ready}"),
+        (false, Some(ready), _) => format!("booted from its disks{unwritten}: it answered after {ready}"),
         (true, None, _) => format!("awake: it ran after {ran}; whether it has an agent was not waited for"),
-        (false, None, _) => format!("boots from its disks: it ran after {ran}; its agent was not waited for"),
+        (false, None, _) => {
+            format!("boots from its disks{unwritten}: it ran after {ran}; its agent was not waited for")
+        }
     }
 }

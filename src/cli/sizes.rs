@@ -3,13 +3,13 @@
 use super::ui;
 use crate::control::protocol::Resized;
 use crate::control::{Code, Failure};
-use crate::spec::{Flavor, Name, Size};
+use crate::spec::{Flavor, MachineSpec, Name, Size};
 
 /// Another size for a machine.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Wanted {
     /// How many vCPUs it is to have
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MachineSpec::MAX_CPUS)))]
     cpus: Option<u32>,
     /// How much memory it is to have
     #[arg(short, long, value_name = "SIZE")]

@@ -253,7 +253,12 @@ fn show(name: &str, snapshot: &Snapshot, going: &Snapshot, report: &Report) {
     note("boots", format!("kernel and initrd, {}", ui::amount(size(Role::Kernel).saturating_add(size(Role::Initrd)))));
     match (&manifest.memory, &manifest.machine) {
         (Some(_), Some(machine)) => note("memory", format!("all that is in use of {}", ui::amount(machine.memory))),
-        _ if snapshot.manifest.memory.is_some() => note("left out", "memory and machine state".into()),
+        _ if snapshot.manifest.memory.is_some() => {
+            note(
+                "left out",
+                "memory and machine state, and with them what the guest had not written to its disk yet".into(),
+            );
+        }
         _ => {}
     }
     if !manifest.ephemeral.is_empty() {

@@ -129,6 +129,9 @@ pub fn make(house: &House, reference: &str, new: Option<&str>, also: &Also) -> R
     // For the machine; what is published has a folder of its own.
     let staging = house.store().stage()?;
     let (disk, scrubbed) = scrubber::scrub(house, &snapshot, &staging, patterns)?;
+    if snapshot.manifest.memory.is_some() {
+        ui::note(format!("what the guest of {reference} had not written to its disk yet is not in {name}"));
+    }
     Ok((publish(house.store(), &snapshot, &disk, &name)?, scrubbed))
 }
 
