@@ -196,3 +196,11 @@ END
     registry_pid=$!
     until_true 20 port_taken "$registry_port" || die 1 "docker-registry does not start: $(tail -n 3 "$1/log")"
 }
+
+# end_tree PID: ends a process of ours and all that it started.
+end_tree() {
+    local child
+    # shellcheck disable=SC2013 # words are what is there
+    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do end_tree "$child"; done
+    kill -KILL "$1" 2>/dev/null || true
+}

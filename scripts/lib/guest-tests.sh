@@ -244,14 +244,6 @@ try_guest_test() {
     wait $test
 }
 
-# end_tree PID: ends a process of ours and all that it started.
-end_tree() {
-    local child
-    # shellcheck disable=SC2013 # words are what is there
-    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do end_tree "$child"; done
-    kill -KILL "$1" 2>/dev/null || true
-}
-
 # ended_within SECONDS PID
 ended_within() {
     local left=$(($1 * 5))

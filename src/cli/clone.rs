@@ -70,8 +70,7 @@ pub fn run(args: Args) -> Outcome {
     let clones = plan(&args)?;
     // All names first: half of a class is worth less than a clear no.
     if let Some((name, _)) = clones.iter().find(|(name, _)| house.store().machine(name).is_ok()) {
-        let other = format!("another NAME, or catnap rm {name}");
-        return Err(Failure::from(crate::store::Error::MachineTaken(name.clone())).hint(other));
+        return Err(crate::store::Error::MachineTaken(name.clone()).into());
     }
     let mut restored = Vec::with_capacity(clones.len());
     for (name, forwards) in clones {

@@ -20,7 +20,7 @@ impl From<store::Error> for Failure {
             store::Error::NotOwnKey(_) => is(Code::Refused).hint("catnap key new NAME"),
             store::Error::Needed { by, .. } => is(Code::Refused).hint(remove_first(&by)),
             store::Error::MachineTaken(name) => {
-                is(Code::Refused).hint(format!("another --name, or catnap start {name}, or catnap rm {name}"))
+                is(Code::Refused).hint(format!("another name, or catnap start {name}, or catnap rm {name}"))
             }
             store::Error::Arriving(_) => is(Code::Refused).hint("again, when the other one has ended"),
             store::Error::SnapshotTaken(_) => is(Code::Refused).hint("another tag, or catnap snapshot rm"),

@@ -134,6 +134,9 @@ mod tests {
         }
     }
 
+    /// What is typed before anybody waits for it.
+    const EARLY: &[u8] = b"too early\n";
+
     /// The body of the child that the test below starts.
     #[test]
     fn child_that_forgets() {
@@ -141,12 +144,15 @@ mod tests {
             return;
         }
         println!("early");
-        let mut word = String::new();
-        // The first line says that the second has been typed too.
-        let _ = io::stdin().read_line(&mut word);
+        let mut typed = 0;
+        while typed < EARLY.len() as libc::c_int {
+            // SAFETY: FIONREAD fills an integer (ioctl_tty(2)).
+            assert_eq!(unsafe { libc::ioctl(TERMINAL, libc::FIONREAD, &mut typed) }, 0);
+            std::thread::yield_now();
+        }
         forget_typed();
         println!("late");
-        word.clear();
+        let mut word = String::new();
         let _ = io::stdin().read_line(&mut word);
         println!("read {}", word.trim());
     }
@@ -167,7 +173,7 @@ mod tests {
         let mut keyboard = File::from(ours);
         let mut said = |word: &str| output.by_ref().find(|line| line.contains(word)).unwrap();
         said("early");
-        keyboard.write_all(b"one\ntoo early\n").unwrap();
+        keyboard.write_all(EARLY).unwrap();
         said("late");
         keyboard.write_all(b"in time\n").unwrap();
         assert!(said("read ").ends_with("read in time"));

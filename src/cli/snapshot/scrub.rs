@@ -125,12 +125,13 @@ pub fn make(house: &House, reference: &str, new: Option<&str>, also: &Also) -> R
         return Err(Failure::new(Code::Refused, format!("{reference} has not one disk, and only one can be scrubbed")));
     }
     checks::kvm_quickly()?;
-    let _progress = ui::Progress::begin(format!("Scrubbing {reference}"));
+    let progress = ui::Progress::begin(format!("Scrubbing {reference}"));
     // For the machine; what is published has a folder of its own.
     let staging = house.store().stage()?;
     let (disk, scrubbed) = scrubber::scrub(house, &snapshot, &staging, patterns)?;
     if snapshot.manifest.memory.is_some() {
-        ui::note(format!("what the guest of {reference} had not written to its disk yet is not in {name}"));
+        let unwritten = format!("what the guest of {reference} had not written to its disk yet is not in {name}");
+        progress.aside(|| ui::note(unwritten));
     }
     Ok((publish(house.store(), &snapshot, &disk, &name)?, scrubbed))
 }
