@@ -155,6 +155,15 @@ fn a_colleague_gets_it_with_secrets_or_without() {
     let anna = machine("anna").publish(80).boot();
     anna.sh("echo what-anna-typed >/root/.ash_history; echo for all >/root/note; sync");
     anna.snapshot("one", &[]);
+    // The file is so new that the filesystem has it in its journal alone.
+    let told = catnap(&["snapshot inspect anna@one --json --secrets --find what-anna-typed"]).succeeds().json();
+    for (shown, file) in [("what-anna-typed", "/root/.ash_history"), ("OPENSSH", "/root/.ssh/id_ed25519")] {
+        let findings = told[0]["secrets"]["findings"].as_array().expect("findings");
+        let named = |finding: &&Value| {
+            finding["shown"].as_str().expect("a word").contains(shown) && finding["places"][0]["file"] == file
+        };
+        assert!(findings.iter().any(|finding| named(&finding)), "{file} has {shown}: {told}");
+    }
     let key = catnap(&["key new", "anna"]).succeeds().text();
     let archive = |name: &str| colleague.0.join(name).to_str().expect("a plain path").to_owned();
     let (full, clean) = (archive("full.catnap"), archive("clean.catnap"));

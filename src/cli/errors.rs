@@ -18,7 +18,7 @@ impl From<store::Error> for Failure {
             store::Error::NoKey(_) => is(Code::NotFound).hint("catnap key ls"),
             store::Error::KeyTaken(name) => is(Code::Refused).hint(format!("another name, or catnap key rm {name}")),
             store::Error::NotOwnKey(_) => is(Code::Refused).hint("catnap key new NAME"),
-            store::Error::Needed { by, .. } => is(Code::Refused).hint(remove_first(&by)),
+            store::Error::Needed { above, .. } => is(Code::Refused).hint(remove_first(&above)),
             store::Error::MachineTaken(name) => {
                 is(Code::Refused).hint(format!("another name, or catnap start {name}, or catnap rm {name}"))
             }
@@ -37,11 +37,10 @@ impl From<store::Error> for Failure {
     }
 }
 
-/// The commands that remove what depends on a snapshot.
-fn remove_first(by: &[Dependent]) -> String {
+/// The commands that remove all that depends on a snapshot.
+fn remove_first(above: &[Dependent]) -> String {
     let names = |wanted: fn(&&Dependent) -> bool| {
-        let mut names: Vec<_> = by.iter().filter(wanted).map(Dependent::name).collect();
-        names.dedup();
+        let names: Vec<_> = above.iter().filter(wanted).map(Dependent::name).collect();
         names.join(" ")
     };
     let machines = names(|by| matches!(by, Dependent::Machine { .. }));
@@ -117,6 +116,9 @@ impl From<oci::Error> for Failure {
             }
             oci::Error::Strange { .. } => {
                 is(Code::Verify).hint("catnap snapshot export hands it on without a registry")
+            }
+            oci::Error::Damaged { .. } => {
+                is(Code::Verify).hint("the same again, when whoever runs the registry has removed that blob from it")
             }
             oci::Error::Interrupted => is(Code::Failed),
         }

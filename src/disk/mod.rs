@@ -23,6 +23,7 @@ mod image;
 mod layers;
 mod layout;
 mod medium;
+mod reader;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use header::Header;
 pub use layers::{OwnLayers, own_layers, tidy};
 pub use layout::{CLUSTER, create_from_raw, create_overlay};
 pub use medium::{Gone, Mark, Medium};
+pub use reader::Reader;
 pub use swap::{Prepared, prepare};
 pub use wiping::Wiping;
 

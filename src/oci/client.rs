@@ -4,14 +4,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use ureq::http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use ureq::http::{Method, Request, StatusCode, Uri};
 use ureq::{Agent, Body};
 
 use super::auth::Challenge;
 use super::credentials::{self, Credentials};
 use super::reference::is_loopback;
-use super::{Error, Reference, Version, transport};
+use super::{Error, Presence, Reference, Version, transport};
 use crate::snapshot::Digest;
 use crate::sys::process;
 
@@ -100,12 +102,17 @@ impl Client {
         self.again(|| self.call(Method::PUT, &url, &headers, bytes, "take the manifest").map(drop))
     }
 
-    /// Whether a blob is there. One that it sends us elsewhere for is when it is there.
-    pub fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+    /// Whether a blob is there. One that it sends us elsewhere for is when it is there. One of another length than this,
+    /// if the registry says that, is damaged.
+    pub fn has_blob(&self, digest: &Digest, length: u64) -> Result<Presence, Error> {
         let url = self.url(&format!("blobs/{digest}"));
         self.again(|| match self.follow(Method::HEAD, &url, &[], "tell whether a blob is there") {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound(_)) => Ok(false),
+            Ok(answer) => {
+                let found = header(&answer.headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+                // No blob has no bytes at all; a server that counts those of its answer may say so.
+                Ok(found.filter(|found| ![0, length].contains(found)).map_or(Presence::Whole, Presence::Damaged))
+            }
+            Err(Error::NotFound(_)) => Ok(Presence::Missing),
             Err(error) => Err(error),
         })
     }
@@ -122,7 +129,7 @@ impl Client {
         })
     }
 
-    /// Puts a blob there.
+    /// Puts a blob there. A registry that has one of that digest may keep it as it is.
     pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let begin = self.url("blobs/uploads/");
         let doing = "take a blob";

@@ -17,6 +17,19 @@ pub use reference::{Reference, Version};
 
 use std::path::PathBuf;
 
+use crate::snapshot::Digest;
+
+/// What a registry says of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It has none.
+    Missing,
+    /// It has it.
+    Whole,
+    /// It has so many bytes in its place.
+    Damaged(u64),
+}
+
 /// Why a registry does not do what is wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -90,6 +103,18 @@ pub enum Error {
         host: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// It has a damaged blob, and does not take another for it.
+    #[error("what {host} keeps as {digest} has {found} bytes in place of {length}, and sending it again does not help")]
+    Damaged {
+        /// The registry.
+        host: String,
+        /// The blob.
+        digest: Digest,
+        /// The bytes that it has.
+        found: u64,
+        /// The bytes that it must have.
+        length: u64,
     },
     /// The user wants it no more.
     #[error("interrupted")]

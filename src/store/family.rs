@@ -57,6 +57,15 @@ impl Dependent {
         }
     }
 
+    /// Whether it is that one, whatever either needs.
+    fn is_same(&self, other: &Dependent) -> bool {
+        match (self, other) {
+            (Dependent::Snapshot { digest: one, .. }, Dependent::Snapshot { digest: two, .. }) => one == two,
+            (Dependent::Machine { name: one }, Dependent::Machine { name: two }) => one == two,
+            _ => false,
+        }
+    }
+
     /// What it needs the snapshot `of` for, as a clause.
     pub fn clause(&self, of: &str) -> String {
         match self {
@@ -120,6 +129,22 @@ impl Family {
         found
     }
 
+    /// All that would have to go before the snapshot does, once each: what would break without it, what would break
+    /// without that, and so on.
+    pub fn above(&self, digest: &Digest, gone: &BTreeSet<Digest>) -> Vec<Dependent> {
+        let (mut above, mut next): (Vec<Dependent>, _) = (Vec::new(), vec![*digest]);
+        while let Some(below) = next.pop() {
+            for dependent in self.dependents_without(&below, gone) {
+                let known = above.iter().any(|known| known.is_same(&dependent));
+                if let (false, Dependent::Snapshot { digest, .. }) = (known, &dependent) {
+                    next.push(*digest);
+                }
+                above.extend((!known).then_some(dependent));
+            }
+        }
+        above
+    }
+
     /// The snapshot of this digest, if it is there.
     pub fn get(&self, digest: &Digest) -> Option<&Listed> {
         let found = self.snapshots.binary_search_by(|listed| listed.digest.cmp(digest));
@@ -171,8 +196,12 @@ mod tests {
         // A machine whose files cannot be read has a disk that tells.
         fs::write(machine.dir.join("machine.json"), "{").unwrap();
         assert_eq!(names(&store.dependents(&monday.digest).unwrap()), ["anna@tuesday", "ben"]);
-        let gone = [tuesday.digest].into();
-        assert_eq!(names(&store.family().unwrap().dependents_without(&monday.digest, &gone)), ["ben"]);
+        let (family, gone) = (store.family().unwrap(), [tuesday.digest].into());
+        assert_eq!(names(&family.dependents_without(&monday.digest, &gone)), ["ben"]);
+        let above = family.above(&kitten.digest, &BTreeSet::new());
+        let mut above = names(&above);
+        above.sort_unstable();
+        assert_eq!(above, ["anna@later", "anna@monday", "anna@tuesday", "ben"]);
     }
 
     #[test]

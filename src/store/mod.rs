@@ -80,6 +80,8 @@ pub enum Error {
         of: String,
         /// What depends on it.
         by: Vec<Dependent>,
+        /// All that would have to go before it does: these, what depends on them, and so on.
+        above: Vec<Dependent>,
     },
     /// A file of a snapshot is not what its manifest says.
     #[error("{path} is damaged: {why}")]

@@ -4,6 +4,7 @@
 //! looks whether what it needs is still there; whoever removes holds it alone while looking for dependents. So
 //! nothing is ever removed from under something that is just being made.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -58,7 +59,7 @@ impl Alone<'_> {
         let by = family.dependents(digest);
         if !by.is_empty() {
             let of = family.get(digest).map_or_else(|| digest.to_string(), super::Listed::name);
-            return Err(Error::Needed { of, by });
+            return Err(Error::Needed { of, by, above: family.above(digest, &BTreeSet::new()) });
         }
         for (name, _) in store.names()?.iter().filter(|(_, named)| named == digest) {
             store.remove_name(name)?;

@@ -152,6 +152,21 @@ fn the_tree_shows_where_everything_comes_from() {
 }
 
 #[test]
+fn whoever_does_what_a_refusal_says_gets_there() {
+    let house = House::new();
+    let store = house.store();
+    let of = family(&store);
+    machine(&store, "ben", &of.later);
+    let refused = house.catnap("image rm kitten");
+    let (_, hint) = refused.err.split_once("\ntry: ").expect("a next step");
+    let commands = hint.trim_end().trim_end_matches(" first").split(" and ");
+    for command in commands {
+        assert_eq!(house.catnap(command.strip_prefix("catnap ").expect("a command")).code, Some(0), "{refused:?}");
+    }
+    house.catnap("image rm kitten").gives("kitten\n");
+}
+
+#[test]
 fn what_is_needed_stays_and_goes_with_what_needs_it() {
     let house = House::new();
     let store = house.store();

@@ -154,6 +154,9 @@ fn what_is_changed_or_lost_in_the_registry_is_refused_by_name() {
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let said = there.catnap(&format!("snapshot pull {source}"));
         assert!(matches!(said.code, Some(1 | 6)), "{said:?}");
+        // This registry would keep it like that for ever. Whoever pushes it again hears of it.
+        let said = here.catnap(&format!("snapshot push anna@monday {source} --yes"));
+        assert!(said.code == Some(6) && said.err.contains(&format!("keeps as {digest}")), "{said:?}");
         fs::remove_file(&path).unwrap();
         there.catnap(&format!("snapshot pull {source}")).refuses(6, &format!("its blob {digest} is missing there"));
         nothing_has_come(&there);

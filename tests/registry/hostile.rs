@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use catnap::oci::{Access, Client};
+use catnap::oci::{Access, Client, Presence};
 use catnap::snapshot::{Digest, Kind};
 use serde_json::{Value, json};
 
@@ -251,10 +251,10 @@ fn a_push_that_is_sent_elsewhere_has_not_arrived() {
         assert!(!said.err.contains("hidden"), "{said:?}");
     }
     // Where a registry keeps its blobs elsewhere, that place tells.
-    for (elsewhere, there) in [(THERE, true), (FREE, false)] {
+    for (elsewhere, there) in [(THERE, Presence::Whole), (FREE, Presence::Missing)] {
         let port = answers(move |request| if request.contains("/front") { elsewhere.into() } else { AWAY.into() });
         let reference = format!("localhost:{port}/x:y").parse().unwrap();
         let client = Client::new(&reference, Access::Push, true).unwrap();
-        assert_eq!(client.has_blob(&Digest::of(b"x")).unwrap(), there);
+        assert_eq!(client.has_blob(&Digest::of(b"x"), 1).unwrap(), there);
     }
 }

@@ -14,7 +14,7 @@ use super::{ARTIFACT_TYPE, Artifact, CHUNK_TYPE, CONFIG_TYPE, CREATED, Descripto
 use super::{MAX_CHUNK, PARENT, SIGNATURE, TITLE, cut};
 use crate::archive::frames::LEVEL;
 use crate::archive::{Error, Outgoing, Progress, Watch, signed};
-use crate::oci::{self, Client};
+use crate::oci::{self, Client, Presence};
 use crate::snapshot::{Digest, Manifest};
 use crate::store::Store;
 use crate::sys::files::At;
@@ -155,13 +155,22 @@ fn sender(
     })
 }
 
-/// Sends a blob that the registry does not have. Whether that was so.
+/// Sends a blob that the registry does not have, or not whole. Whether that was so.
 fn send(client: &Client, blob: &Descriptor, bytes: &[u8], rehearsal: bool) -> Result<bool, Error> {
-    if client.has_blob(&blob.digest)? {
+    let (digest, length) = (blob.digest, blob.size);
+    let before = client.has_blob(&digest, length)?;
+    if before == Presence::Whole {
         return Ok(false);
     }
     if !rehearsal {
-        client.put_blob(&blob.digest, bytes)?;
+        client.put_blob(&digest, bytes)?;
+        // Debian's docker-registry keeps what has the right name, whatever is in it.
+        if before != Presence::Missing
+            && let Presence::Damaged(found) = client.has_blob(&digest, length)?
+        {
+            let host = client.reference().host.clone();
+            return Err(oci::Error::Damaged { host, digest, found, length }.into());
+        }
     }
     Ok(true)
 }

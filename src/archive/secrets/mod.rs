@@ -3,9 +3,10 @@
 //!
 //! Whoever gets a snapshot gets all of it: files that were removed and not overwritten, pages of programs that ended.
 //! So bytes are searched and not files, and what is found is told with its address on the disk as the guest sees it,
-//! or in the guest's memory. A secret that lies in pieces, compressed or encrypted, is not found: finding nothing
-//! proves nothing.
+//! or in the guest's memory. Then the guest's [`files`] are searched for what was found on their disk, for their names.
+//! A secret that lies in pieces, compressed or encrypted, is not found: finding nothing proves nothing.
 
+mod files;
 mod patterns;
 mod search;
 
@@ -49,7 +50,8 @@ pub struct Finding {
     pub shown: String,
     /// How many times it is there.
     pub count: u64,
-    /// The first places.
+    /// The first files that it is in, if it is in any, and then the first places on disks and in memory, also those of
+    /// the files.
     pub places: Vec<Place>,
 }
 
@@ -59,13 +61,19 @@ pub struct Place {
     /// `disk root`, `guest memory`, or a file of the snapshot.
     #[serde(rename = "in")]
     pub within: String,
-    /// The offset on the disk as the guest sees it, the guest-physical address, or the offset in the file.
+    /// The path of one of the guest's files on that disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The offset in the file, on the disk as the guest sees it, or the guest-physical address.
     pub offset: u64,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {:#x}", self.within, self.offset)
+        match &self.file {
+            Some(file) => write!(f, "{file} at {:#x}", self.offset),
+            None => write!(f, "{} at {:#x}", self.within, self.offset),
+        }
     }
 }
 
@@ -80,89 +88,145 @@ pub fn scan(store: &Store, snapshot: &Snapshot, wanted: &[String], watch: Watch<
         total = total.saturating_add(store.bytes_in(snapshot, None)?);
     }
     let mut found = Found::new(wanted);
-    found.feed(MANIFEST, 0, &manifest.to_bytes()?);
-    found.end(MANIFEST);
-    let mut read = |found: &mut Found, within: &str, at: u64, bytes: &[u8]| {
+    found.feed(Source::all(MANIFEST), 0, &manifest.to_bytes()?);
+    found.end(Source::all(MANIFEST));
+    let mut read = |found: &mut Found, from: Source<'_>, at: u64, bytes: &[u8]| {
         if process::interrupted() {
             return ControlFlow::Break(());
         }
-        found.feed(within, at, bytes);
-        watch(Progress { what: within, done: found.report.searched_bytes.min(total), total: Some(total) });
+        found.feed(from, at, bytes);
+        watch(Progress { what: from.within, done: found.notes.report.searched_bytes.min(total), total: Some(total) });
         ControlFlow::Continue(())
     };
     for disk in &manifest.disks {
-        let within = format!("disk {}", disk.device);
-        store.read_disk(snapshot, disk, &mut |at, bytes| read(&mut found, &within, at, bytes))?;
-        found.end(&within);
+        let name = format!("disk {}", disk.device);
+        found.notes.begin_disk();
+        store.read_disk(snapshot, disk, &mut |at, bytes| read(&mut found, Source::all(&name), at, bytes))?;
+        found.end(Source::all(&name));
+        if found.notes.wants_names() {
+            files::read(store.open_disk(snapshot, disk)?, &mut |path, at, bytes| {
+                let file = Source { within: &name, file: Some(path) };
+                if !bytes.is_empty() {
+                    return read(&mut found, file, at, bytes);
+                }
+                found.end(file);
+                if found.notes.wants_names() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+        }
     }
     if manifest.memory.is_some() {
-        let within = "guest memory";
-        store.read_memory(snapshot, &mut |at, bytes| read(&mut found, within, at, bytes))?;
-        found.end(within);
+        let memory = Source::all("guest memory");
+        store.read_memory(snapshot, &mut |at, bytes| read(&mut found, memory, at, bytes))?;
+        found.end(memory);
     }
-    if process::interrupted() { Err(Error::Interrupted) } else { Ok(found.report) }
+    if process::interrupted() { Err(Error::Interrupted) } else { Ok(found.notes.report()) }
 }
 
-/// What was found so far.
+/// Where bytes come from that are searched: some place, or a file there.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    within: &'a str,
+    file: Option<&'a str>,
+}
+
+impl Source<'_> {
+    fn all(within: &str) -> Source<'_> {
+        Source { within, file: None }
+    }
+}
+
+/// A search, and what it found so far.
 struct Found {
     search: Search,
-    known: HashMap<(&'static str, Digest), usize>,
-    report: Report,
+    notes: Notes,
 }
 
 impl Found {
     fn new(wanted: &[String]) -> Found {
-        Found { search: Search::new(patterns::all(wanted)), known: HashMap::new(), report: Report::default() }
+        Found { search: Search::new(patterns::all(wanted)), notes: Notes::default() }
     }
 
-    fn feed(&mut self, within: &str, at: u64, bytes: &[u8]) {
-        self.report.searched_bytes = self.report.searched_bytes.saturating_add(bytes.len() as u64);
-        let Found { search, known, report } = self;
-        search.feed(at, bytes, &mut |pattern, offset, secret| note(known, report, pattern, (within, offset), secret));
+    fn feed(&mut self, from: Source<'_>, at: u64, bytes: &[u8]) {
+        let Found { search, notes } = self;
+        if from.file.is_none() {
+            notes.report.searched_bytes = notes.report.searched_bytes.saturating_add(bytes.len() as u64);
+        }
+        search.feed(at, bytes, &mut |pattern, offset, secret| notes.add(pattern, from, offset, secret));
     }
 
     /// Nothing follows in this place.
-    fn end(&mut self, within: &str) {
-        let Found { search, known, report } = self;
-        search.end(&mut |pattern, offset, secret| note(known, report, pattern, (within, offset), secret));
+    fn end(&mut self, from: Source<'_>) {
+        let Found { search, notes } = self;
+        search.end(&mut |pattern, offset, secret| notes.add(pattern, from, offset, secret));
     }
 }
 
-fn note(
-    known: &mut HashMap<(&'static str, Digest), usize>,
-    report: &mut Report,
-    pattern: &Pattern,
-    (within, offset): (&str, u64),
-    secret: &[u8],
-) {
-    let key = (pattern.kind, Digest::of(secret));
-    let finding = match known.get(&key) {
-        Some(at) => report.findings.get_mut(*at),
-        None if report.findings.len() < MAX_FINDINGS => {
-            known.insert(key, report.findings.len());
-            let shown = (pattern.show)(secret);
-            report.findings.push(Finding { kind: pattern.kind, shown, count: 0, places: Vec::new() });
-            report.findings.last_mut()
+/// What was found.
+#[derive(Default)]
+struct Notes {
+    known: HashMap<(&'static str, Digest), usize>,
+    report: Report,
+    /// For each finding, how many of its places on the disk that is being searched no file has been named for.
+    unnamed: Vec<u64>,
+}
+
+impl Notes {
+    fn begin_disk(&mut self) {
+        self.unnamed.clear();
+    }
+
+    /// Whether something was found on the disk that was not found in a file of it yet.
+    fn wants_names(&self) -> bool {
+        self.unnamed.iter().any(|count| *count > 0)
+    }
+
+    /// All of it, files first.
+    fn report(mut self) -> Report {
+        self.report.findings.iter_mut().for_each(|finding| finding.places.sort_by_key(|place| place.file.is_none()));
+        self.report
+    }
+
+    fn add(&mut self, pattern: &Pattern, from: Source<'_>, offset: u64, secret: &[u8]) {
+        let key = (pattern.kind, Digest::of(secret));
+        let findings = &mut self.report.findings;
+        let number = match self.known.get(&key) {
+            Some(number) => *number,
+            // It has been counted where the file lies, or it lies there in pieces.
+            None if from.file.is_some() => return,
+            None if findings.len() < MAX_FINDINGS => {
+                let shown = (pattern.show)(secret);
+                findings.push(Finding { kind: pattern.kind, shown, count: 0, places: Vec::new() });
+                self.known.insert(key, findings.len() - 1);
+                findings.len() - 1
+            }
+            None => {
+                self.report.more += 1;
+                return;
+            }
+        };
+        self.unnamed.resize(findings.len(), 0);
+        let finding = &mut findings[number];
+        match from.file {
+            Some(_) => self.unnamed[number] = self.unnamed[number].saturating_sub(1),
+            None => {
+                finding.count += 1;
+                self.unnamed[number] += 1;
+            }
         }
-        None => None,
-    };
-    let Some(finding) = finding else {
-        report.more += 1;
-        return;
-    };
-    finding.count += 1;
-    if finding.places.len() < MAX_PLACES {
-        finding.places.push(Place { within: within.into(), offset });
+        let same_kind = finding.places.iter().filter(|place| place.file.is_some() == from.file.is_some());
+        if same_kind.count() < MAX_PLACES {
+            finding.places.push(Place { within: from.within.into(), file: from.file.map(Into::into), offset });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Access, Format, open};
+    use crate::disk::{Access, Format, create_from_raw, open};
     use crate::snapshot::Kind;
     use crate::snapshot::memory::{Index, PAGE, Region, Run};
-    use crate::store::testing::{Made, store};
+    use crate::store::testing::{DISK_SIZE, Made, store};
     use vm_memory::VolatileSlice;
 
     fn write(path: &std::path::Path, root: &std::path::Path, offset: u64, text: &[u8]) {
@@ -198,7 +262,7 @@ mod tests {
         let anna = anna.publish(&store);
         let report = scan(&store, &anna, &["purrrr".into()], &mut |_| {}).unwrap();
         let shown: Vec<_> = report.findings.iter().map(|one| (one.kind, one.count, &one.places[..])).collect();
-        let place = |within: &str, offset| Place { within: within.into(), offset };
+        let place = |within: &str, offset| Place { within: within.into(), file: None, offset };
         let key = [place("disk root", 65536 + 100), place("guest memory", PAGE + 8)];
         assert_eq!(shown, [("AWS key", 2, &key[..]), ("wanted", 1, &[place("guest memory", PAGE + 99)][..])]);
         assert!(!report.findings[0].shown.contains("IOSFODNN7EXAMPLE"), "it is masked");
@@ -206,14 +270,33 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_in_a_file_is_told_by_the_name_of_the_file() {
+        let (dir, store) = store();
+        let raw = files::tests::filesystem(dir.path(), &[]);
+        let (at, kitten) = (DISK_SIZE - 65536, Made::new(Kind::Clean, "kitten").disk(None));
+        let kitten = kitten.touch(move |store, dir, layer| {
+            std::fs::remove_file(dir.join(layer)).unwrap();
+            create_from_raw(&raw, &dir.join(layer)).unwrap();
+            write(&dir.join(layer), store.root(), at, b"=AKIAIOSFODNN7EXAMPLE ");
+        });
+        let report = scan(&store, &kitten.publish(&store), &[], &mut |_| {}).unwrap();
+        let key = &report.findings[0];
+        let places: Vec<_> = key.places.iter().map(ToString::to_string).collect();
+        assert_eq!((report.findings.len(), key.count, places.len()), (1, 2, 3), "{places:?}");
+        // In the file, where the file lies, and where none is.
+        assert_eq!((places[0].as_str(), key.places[1].offset % 4096), ("/a/b/key at 0x1388", 5000 % 4096));
+        assert_eq!(key.places[2], Place { within: "disk root".into(), file: None, offset: at + 101 });
+    }
+
+    #[test]
     fn results_are_bounded() {
-        let mut found = Found::new(&[]);
+        let (mut found, x) = (Found::new(&[]), Source::all("x"));
         for number in 0..1000 {
-            found.feed("x", number * 100, format!(" AKIA{number:016} ").as_bytes());
-            found.feed("x", number * 100 + 50, b" AKIAIOSFODNN7EXAMPLE ");
+            found.feed(x, number * 100, format!(" AKIA{number:016} ").as_bytes());
+            found.feed(x, number * 100 + 50, b" AKIAIOSFODNN7EXAMPLE ");
         }
-        found.end("x");
-        let report = &found.report;
+        found.end(x);
+        let report = &found.notes.report;
         assert_eq!((report.findings.len(), report.more), (MAX_FINDINGS, 1000 + 1 - MAX_FINDINGS as u64));
         assert_eq!((report.findings[1].count, report.findings[1].places.len()), (1000, MAX_PLACES));
     }

@@ -137,7 +137,8 @@ impl Wanted {
         let refusal = |means: Means| {
             let of = means.1.first().cloned().unwrap_or_else(|| means.0.short());
             let by = family.dependents_without(&means.0, &gone);
-            (means, Error::Needed { of, by })
+            let above = family.above(&means.0, &gone);
+            (means, Error::Needed { of, by, above })
         };
         (order, self.0.into_iter().map(refusal).collect())
     }

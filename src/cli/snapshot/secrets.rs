@@ -30,13 +30,13 @@ pub fn scan(house: &House, name: &str, snapshot: &Snapshot, wanted: &[String]) -
 
 /// A row for each secret.
 pub fn rows(name: &str, report: &Report) -> Vec<Vec<String>> {
+    let plain = |text: &str| ui::harmless(text.as_bytes()).replace(['\n', '\t'], " ");
     let row = |finding: &secrets::Finding| {
-        let mut places: Vec<String> = finding.places.iter().map(ToString::to_string).collect();
-        if finding.count > finding.places.len() as u64 {
+        let mut places: Vec<String> = finding.places.iter().map(|place| plain(&place.to_string())).collect();
+        if finding.count > finding.places.iter().filter(|place| place.file.is_none()).count() as u64 {
             places.push("…".into());
         }
-        let shown = ui::harmless(finding.shown.as_bytes()).replace(['\n', '\t'], " ");
-        vec![name.into(), finding.kind.into(), shown, finding.count.to_string(), places.join(", ")]
+        vec![name.into(), finding.kind.into(), plain(&finding.shown), finding.count.to_string(), places.join(", ")]
     };
     let mut rows: Vec<_> = report.findings.iter().map(row).collect();
     if report.more > 0 {

@@ -82,7 +82,7 @@ fn heirs<'a>(family: &'a Family, digest: &Digest) -> Result<Vec<Heir<'a>>, Error
             }
         }
         if !by.is_empty() {
-            return Err(Error::Needed { of, by });
+            return Err(Error::Needed { of, by, above: family.above(&needed, &BTreeSet::new()) });
         }
     }
     affected.remove(digest);

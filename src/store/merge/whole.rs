@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::memory;
-use crate::disk::{Format, chain_files, fold, read_data};
+use crate::disk::{Format, Reader, chain_files, fold, read_data};
 use crate::snapshot::memory::DATA;
 use crate::snapshot::{Disk, Kind, MANIFEST, Manifest, MemoryInfo, Role, describe};
 use crate::store::{Error, Seen, Snapshot, Staging, Store};
@@ -85,6 +85,11 @@ impl Store {
     /// Reads all of a disk of a snapshot, clusters of zeros left out.
     pub fn read_disk(&self, snapshot: &Snapshot, disk: &Disk, each: Each<'_>) -> Result<(), Error> {
         Ok(read_data(&snapshot.dir.join(&disk.file), format(snapshot, disk)?, self.root(), each)?)
+    }
+
+    /// Opens a disk of a snapshot, to read anywhere in it.
+    pub fn open_disk(&self, snapshot: &Snapshot, disk: &Disk) -> Result<Reader, Error> {
+        Ok(Reader::open(&snapshot.dir.join(&disk.file), format(snapshot, disk)?, self.root())?)
     }
 
     /// Reads all of a snapshot's memory, zeros left out.
