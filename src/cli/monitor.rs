@@ -27,6 +27,8 @@ use crate::sys::program;
 
 /// How long a guest may take to shut down when the monitor is told to end (SIGTERM).
 const SHUTDOWN: u32 = 30;
+/// How long the notes of the start may take to be on the disk, for the guest's sake.
+const NOTES: Duration = Duration::from_secs(1);
 /// How long a guest may take until the monitor lets go of what the start needed.
 const START_UP: Duration = Duration::from_secs(300);
 /// How long those take who have waited for the guest.
@@ -126,7 +128,7 @@ fn start(name: &Name, nap: Option<&str>) -> Result<Monitor, Failure> {
     }
     lock.started()?;
     let record = Record::begin();
-    record.write(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    record.write_soon(&stored.dir).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
     tracing::info!("{name} runs with {} vCPUs and {} of memory", stored.spec.cpus, stored.spec.memory);
     Ok(Monitor { store, stored, files, host, machine, media, server, record, lock })
 }
@@ -177,8 +179,9 @@ impl Monitor {
             heed(&signals, &host);
         });
         // Nobody waits for it.
-        let (store, host) = (self.store.clone(), Arc::clone(&self.host));
-        let _ = thread::Builder::new().name("tidy".into()).stack_size(64 * 1024).spawn(move || tidy(&store, &host));
+        let (store, stored, host) = (self.store.clone(), self.stored.clone(), Arc::clone(&self.host));
+        let tidy = move || tidy(&store, &stored, &host);
+        let _ = thread::Builder::new().name("tidy".into()).stack_size(64 * 1024).spawn(tidy);
         let ended = self.host.run(self.machine, || {
             tracing::info!("the guest reboots");
             // It may have been resized since.
@@ -201,10 +204,15 @@ impl Monitor {
     }
 }
 
-/// Removes what killed monitors have left half done in the store and, once the guest is up, lets go of the memory that
-/// only the start needed.
-fn tidy(store: &Store, host: &Host) {
+/// Has the notes of the start on the disk; once the guest is up, removes what killed monitors have left half done in the
+/// store, and lets go of the memory that only the start needed.
+fn tidy(store: &Store, stored: &store::Machine, host: &Host) {
     // On a host with few CPUs the guest would have to wait for it.
+    host.wait(Wait::Agent, NOTES);
+    let settled = stored.settle_run().map_err(|error| error.to_string());
+    if let Err(error) = settled.and_then(|()| Record::settle(&stored.dir).map_err(|error| error.to_string())) {
+        tracing::warn!("that this machine runs is perhaps not known after a power cut: {error}");
+    }
     host.wait(Wait::Agent, START_UP);
     match store.sweep() {
         Ok(0) => {}

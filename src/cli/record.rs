@@ -44,9 +44,22 @@ impl Record {
 
     /// Writes the record into a machine's folder.
     pub fn write(&self, folder: &Path) -> Result<(), files::Error> {
-        // Plain fields of our own: this cannot fail, and an empty record reads as none.
-        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        files::write_atomically(&folder.join(FILE), &text)
+        files::write_atomically(&folder.join(FILE), &self.text())
+    }
+
+    /// The same, to be on the disk after [`Record::settle`].
+    pub fn write_soon(&self, folder: &Path) -> Result<(), files::Error> {
+        files::write_soon(&folder.join(FILE), &self.text())
+    }
+
+    /// Has the record in a machine's folder on the disk.
+    pub fn settle(folder: &Path) -> Result<(), files::Error> {
+        files::settle(&folder.join(FILE))
+    }
+
+    /// Plain fields of our own: this cannot fail, and an empty record reads as none.
+    fn text(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
     /// The record in a machine's folder; `None` when it has none, or one that cannot be read.

@@ -30,7 +30,7 @@ use super::fold::fold;
 use super::header::rename_backing;
 use super::layers::{Names, own_header, own_layers};
 use super::{Error, Format};
-use crate::sys::files::{At, sync_dir};
+use crate::sys::files::{At, sync_dir, sync_file};
 
 /// Layers that were flattened into one, which no disk reads through yet. Dropped before that, it goes away.
 pub struct Flattened {
@@ -90,8 +90,9 @@ pub fn flatten(top: &Path, root: &Path, reach: Reach) -> Result<Option<Flattened
     let number = names.next()?;
     let (path, temporary) = (names.layer(number), names.temporary());
     let base = base.as_ref().map(|(name, format)| (name.as_str(), *format));
-    let written =
-        fold(&sources, &temporary, base, root).and_then(|()| Ok(fs::rename(&temporary, &path).at("make", &path)?));
+    let written = fold(&sources, &temporary, base, root)
+        .and_then(|()| Ok(sync_file(&temporary)?))
+        .and_then(|()| Ok(fs::rename(&temporary, &path).at("make", &path)?));
     written.inspect_err(|_: &Error| {
         // What went wrong is the error to report; what cannot be removed now, `tidy` removes.
         let _ = fs::remove_file(&temporary);

@@ -11,7 +11,8 @@ use crate::sys::files::At;
 
 /// Makes a new file at `into` that holds all that `layers` hold: the top of a chain and any number of files
 /// below it, in their order. Over `backing`, which must read as what lies below the last of them does, it reads
-/// as the chain did. A single layer gets a new backing file in this way. The same content gives the same file.
+/// as the chain did. A single layer gets a new backing file in this way. The same content gives the same file. Nothing is
+/// synced.
 pub fn fold(
     layers: &[(PathBuf, Format)],
     into: &Path,

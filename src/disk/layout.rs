@@ -35,13 +35,13 @@ const COPIED: u64 = 1 << 63;
 pub(super) const ZEROS: u64 = 1;
 
 /// Makes a disk of `size` bytes that reads as the file `backing`, a path relative to the new file, until it
-/// is written to. Fails when `path` exists. What was made is synced; its name in the folder is not.
+/// is written to. Fails when `path` exists. Nothing is synced.
 pub fn create_overlay(path: &Path, backing: &str, format: Format, size: u64) -> Result<(), Error> {
     Writer::create(path, size, Some((backing, format)))?.finish(path)
 }
 
 /// Copies what is not zero of the raw file at `raw` into a new qcow2 file at `path`. The same content gives
-/// the same file, byte by byte.
+/// the same file, byte by byte. Nothing is synced.
 pub fn create_from_raw(raw: &Path, path: &Path) -> Result<(), Error> {
     let source = File::open(raw).at("open", raw)?;
     let size = source.metadata().at("open", raw)?.len();
@@ -238,13 +238,11 @@ impl Writer {
         self.file.write_all_at(&entry.to_be_bytes(), self.layout.l2_at() + guest_offset / CLUSTER * 8)
     }
 
-    /// Counts the clusters and syncs the file.
+    /// Counts the clusters. Whoever lets the file appear syncs it.
     pub(super) fn finish(self, path: &Path) -> Result<(), Error> {
         // The refcount blocks, too, are one long array, and every cluster up to the end is used once.
         let counts = [0, 1].repeat((self.end / CLUSTER) as usize);
-        let written = self.file.write_all_at(&counts, self.layout.refcount_blocks_at());
-        written.and_then(|()| self.file.sync_all()).at("write", path)?;
-        Ok(())
+        Ok(self.file.write_all_at(&counts, self.layout.refcount_blocks_at()).at("write", path)?)
     }
 }
 

@@ -34,7 +34,7 @@ use super::chain::{Layer, Overlay, depth, open_alone};
 use super::fence::{Fence, Identity};
 use super::layers::{Names, own_header};
 use super::{Error, Format, MAX_LAYERS, create_overlay};
-use crate::sys::files::{At, sync_dir};
+use crate::sys::files::{At, sync_dir, sync_file};
 
 /// A new top that is ready to be put over a disk with [`super::Disk::swap`]. Dropped before that, the folder is
 /// put back as it was.
@@ -68,6 +68,7 @@ pub fn prepare(top: &Path, root: &Path) -> Result<Prepared, Error> {
         // Locked before it gets the name, so that nobody comes in between.
         let new = open_alone(&temporary)?;
         // What it is backed by is there for good before it is.
+        sync_file(&temporary)?;
         sync_dir(names.dir())?;
         fs::rename(&temporary, top).at("replace", top)?;
         Ok(new)

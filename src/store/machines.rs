@@ -81,20 +81,19 @@ pub struct RunLock {
 }
 
 impl RunLock {
-    /// Records that the machine runs now.
+    /// Records that the machine runs now. Whoever looks sees it; on the disk it is after [`Machine::settle_run`].
     pub fn started(&self) -> Result<(), Error> {
-        self.record(false)
+        Ok(files::write_soon(&self.run, &self.record(false)?)?)
     }
 
     /// Records that the machine stopped in an orderly way.
     pub fn ended(&self) -> Result<(), Error> {
-        self.record(true)
+        Ok(write_atomically(&self.run, &self.record(true)?)?)
     }
 
-    fn record(&self, ended: bool) -> Result<(), Error> {
+    fn record(&self, ended: bool) -> Result<Vec<u8>, Error> {
         let run = Run { boot_id: host_boot_id()?, pid: std::process::id(), ended };
-        let bytes = serde_json::to_vec(&run).map_err(io::Error::from).at("write", &self.run)?;
-        Ok(write_atomically(&self.run, &bytes)?)
+        Ok(serde_json::to_vec(&run).map_err(io::Error::from).at("write", &self.run)?)
     }
 }
 
@@ -240,6 +239,10 @@ impl Machine {
             return Ok(Condition::Running);
         }
         let Some(run) = run else { return Ok(Condition::Stopped) };
+        // The host went down before what was noted at the start was on the disk.
+        if run.is_empty() {
+            return Ok(Condition::Lost);
+        }
         let run: Run =
             serde_json::from_slice(&run).map_err(|error| Error::BadMachine { path, why: error.to_string() })?;
         Ok(match run {
@@ -247,6 +250,11 @@ impl Machine {
             Run { boot_id, .. } if boot_id == host_boot_id()? => Condition::Died,
             Run { .. } => Condition::Lost,
         })
+    }
+
+    /// Has what [`RunLock::started`] recorded on the disk.
+    pub fn settle_run(&self) -> Result<(), Error> {
+        Ok(files::settle(&self.dir.join(RUN))?)
     }
 
     /// Has it boot with another size from now on, within what it can have: for whoever holds its lock.
@@ -451,6 +459,9 @@ mod tests {
         assert!(soon(&machine, Condition::Died));
         let run = Run { boot_id: "another".into(), pid: 1, ended: false };
         fs::write(machine.dir.join(RUN), serde_json::to_vec(&run).unwrap()).unwrap();
+        assert!(soon(&machine, Condition::Lost));
+        // A power cut can leave the name without what was in the file.
+        fs::write(machine.dir.join(RUN), "").unwrap();
         assert!(soon(&machine, Condition::Lost));
         let held = machine.lock().unwrap();
         held.started().unwrap();

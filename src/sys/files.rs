@@ -6,6 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,19 +46,35 @@ impl<T> At<T> for io::Result<T> {
 
 /// Puts `bytes` at `path` in place of whatever is there. Readers see the old file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, File::sync_all)?;
+    sync_parent(path)
+}
+
+/// The same for what is a note of this moment and may wait: it is on the disk when the kernel gets round to it, or after
+/// [`settle`]. Until then a power cut leaves the old file, the new one, or an empty one.
+pub fn write_soon(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+/// Has what [`write_soon`] put there on the disk.
+pub fn settle(path: &Path) -> Result<(), Error> {
+    sync_file(path)?;
+    sync_parent(path)
+}
+
+fn replace(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> Result<(), Error> {
     let temporary = path.with_file_name(format!(".{}", unique_name()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        sync(&file)?;
         fs::rename(&temporary, path)
     })();
     if written.is_err() {
         // What made the writing fail is the error to report; the remains are hidden and harmless.
         let _ = fs::remove_file(&temporary);
     }
-    written.at("write", path)?;
-    sync_parent(path)
+    written.at("write", path)
 }
 
 /// What [`write_atomically`] left in a folder when it was killed at it, at least `age` ago. Nobody looks at it.
@@ -88,6 +105,11 @@ pub fn publish_dir(filled: &Path, destination: &Path) -> Result<(), Error> {
     sync_parent(destination)
 }
 
+/// Syncs what is in a file, not its name in the folder.
+pub fn sync_file(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
+}
+
 /// Syncs a folder: the names in it, not what is in the files.
 pub fn sync_dir(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|dir| dir.sync_all()).at("sync", path)
@@ -99,20 +121,41 @@ fn sync_parent(path: &Path) -> Result<(), Error> {
 
 /// Syncs every file and folder of a tree. Links and special files have no content of their own.
 fn sync_tree(dir: &Path) -> Result<(), Error> {
+    // The kernel begins to write all of it: then there is one commit of the filesystem's journal to wait for, and not
+    // one for each file.
+    each_in_tree(dir, &mut |path, is_dir| if is_dir { Ok(()) } else { begin_to_write(path).at("sync", path) })?;
+    each_in_tree(dir, &mut |path, is_dir| if is_dir { sync_dir(path) } else { sync_file(path) })
+}
+
+/// Does something to every plain file and folder of a tree, folders after what is in them.
+fn each_in_tree(dir: &Path, each: &mut dyn FnMut(&Path, bool) -> Result<(), Error>) -> Result<(), Error> {
     for entry in fs::read_dir(dir).at("read", dir)? {
         let entry = entry.at("read", dir)?;
         let kind = entry.file_type().at("read", &entry.path())?;
         if kind.is_dir() {
-            sync_tree(&entry.path())?;
+            each_in_tree(&entry.path(), each)?;
         } else if kind.is_file() {
-            File::open(entry.path()).and_then(|file| file.sync_all()).at("sync", &entry.path())?;
+            each(&entry.path(), false)?;
         }
     }
-    sync_dir(dir)
+    each(dir, true)
+}
+
+fn begin_to_write(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: the descriptor is open; the call reads nothing of ours. A length of 0 means to the end.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Makes a folder that only its owner can use, and its parents where they are missing.
 pub fn private_dir(path: &Path) -> Result<(), Error> {
+    // Mostly it is there, and asking takes half as long as trying.
+    if path.is_dir() {
+        return Ok(());
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(path).at("make", path)
 }
 
@@ -187,6 +230,9 @@ mod tests {
         write_atomically(&path, b"one").unwrap();
         write_atomically(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
+        write_soon(&path, b"three").unwrap();
+        settle(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"three");
         // A folder of that name cannot be replaced by a file: an error, and no remains.
         fs::create_dir(dir.path().join("taken")).unwrap();
         let error = write_atomically(&dir.path().join("taken"), b"x").unwrap_err();
