@@ -31,6 +31,9 @@ const INCOMPATIBLE: [(u64, &str); 5] = [
     (1 << 4, "it has extended L2 entries"),
 ];
 
+/// How much of the first cluster is read at first, in bytes.
+const FRONT: u64 = 512;
+
 /// What a qcow2 file says of itself, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -58,11 +61,13 @@ impl Header {
         file.read_exact_at(&mut bytes, 0).map_err(|_| Error::refused(path, "it is too short for a qcow2 file"))?;
         let cluster_size = check_fields(&bytes).map_err(|why| Error::refused(path, why))?;
 
-        // The header, its extensions and the backing file's name lie in the first cluster.
-        let mut cluster = vec![0; cluster_size as usize];
-        let there = read_up_to(file, &mut cluster).at("read", path)?;
-        cluster.truncate(there);
-        let backing = backing(&cluster).map_err(|why| Error::refused(path, why))?;
+        // The header, its extensions and the backing file's name lie in the first cluster, and mostly right at its
+        // beginning.
+        let backing = match backing(&first(file, FRONT, path)?) {
+            Err(_) if cluster_size > FRONT => backing(&first(file, cluster_size, path)?),
+            other => other,
+        };
+        let backing = backing.map_err(|why| Error::refused(path, why))?;
         Ok(Header {
             size: u64_at(&bytes, 24),
             cluster_size,
@@ -163,16 +168,17 @@ pub(super) fn rename_backing(header: &mut [u8], old: &str, new: &str) -> io::Res
     Ok(())
 }
 
-/// Reads from the start of the file until `into` is full or the file ends.
-fn read_up_to(file: &File, into: &mut [u8]) -> io::Result<usize> {
-    let mut there = 0;
-    while there < into.len() {
-        match file.read_at(&mut into[there..], there as u64)? {
+/// The first bytes of a file: so many, if it has them.
+fn first(file: &File, length: u64, path: &Path) -> Result<Vec<u8>, Error> {
+    let (mut bytes, mut there) = (vec![0; length as usize], 0);
+    while there < bytes.len() {
+        match file.read_at(&mut bytes[there..], there as u64).at("read", path)? {
             0 => break,
             n => there += n,
         }
     }
-    Ok(there)
+    bytes.truncate(there);
+    Ok(bytes)
 }
 
 // Both are only used at places within the `LENGTH` bytes that were read, or on slices of known length.

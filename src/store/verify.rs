@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -162,23 +162,14 @@ impl Store {
 
     fn open_file(&self, snapshot: &Snapshot, name: &str) -> Result<File, Error> {
         let path = snapshot.dir.join(name);
-        let metadata = match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Damaged { path, why: "it is missing".into() });
-            }
-            other => other.at("find", &path)?,
-        };
-        if !metadata.is_file() {
-            return Err(Error::Damaged { path, why: "it is not a plain file".into() });
-        }
+        plain_file(&path)?;
         Ok(File::open(&path).at("open", &path)?)
     }
 
     fn stamps(&self, snapshot: &Snapshot) -> Result<Stamps, Error> {
         let mut stamps = Stamps::new();
         for file in &snapshot.manifest.files {
-            let metadata = self.open_file(snapshot, &file.name)?.metadata();
-            stamps.insert(file.name.clone(), Stamp::of(&metadata.at("open", &snapshot.dir.join(&file.name))?));
+            stamps.insert(file.name.clone(), Stamp::of(&plain_file(&snapshot.dir.join(&file.name))?));
         }
         Ok(stamps)
     }
@@ -196,6 +187,16 @@ impl Store {
 
     pub(super) fn stamps_path(&self, digest: &Digest) -> PathBuf {
         self.folder("verified").join(digest.hex())
+    }
+}
+
+/// What the filesystem says of a file, if it is one.
+fn plain_file(path: &Path) -> Result<Metadata, Error> {
+    let damaged = |why: &str| Error::Damaged { path: path.into(), why: why.into() };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged("it is missing")),
+        Ok(metadata) if !metadata.is_file() => Err(damaged("it is not a plain file")),
+        other => Ok(other.at("find", path)?),
     }
 }
 
