@@ -84,11 +84,17 @@ impl MachineState {
         struct Only {
             format: u32,
         }
-        let Only { format } = serde_json::from_slice(bytes)?;
-        if format > FORMAT {
-            return Err(StateError::Version { kind: "format".into(), found: format, known: FORMAT });
-        }
-        let state: MachineState = serde_json::from_slice(bytes)?;
+        let state = match serde_json::from_slice::<MachineState>(bytes) {
+            Ok(state) if state.format <= FORMAT => state,
+            // A later one may have any shape, and only its format is known then.
+            other => {
+                let Only { format } = serde_json::from_slice(bytes)?;
+                if format > FORMAT {
+                    return Err(StateError::Version { kind: "format".into(), found: format, known: FORMAT });
+                }
+                other?
+            }
+        };
         match state.parts.len() {
             0..=MAX_PARTS => Ok(state),
             found => Err(StateError::Count { kind: "any", found, wanted: "at most 1024" }),
