@@ -92,7 +92,7 @@ fn what_cannot_be_is_refused_with_what_can(anna: &Machine) {
     resize(anna, &["--cpus", "5"]).refuses(4, &["1 to 4 vCPUs", "256M to 1G", "--cold --cpus 5"]);
     resize(anna, &["--memory", "2G"]).refuses(4, &["256M to 1G", "--cold"]);
     resize(anna, &["--memory", "128M"]).refuses(4, &["256M", "catnap start anna"]);
-    resize(anna, &["--memory", "257M"]).refuses(2, &["steps of 2M"]);
+    resize(anna, &["--memory", "257M"]).refuses(2, &["steps of 2M", "--memory 258M"]);
     resize(anna, &[]).refuses(2, &["no size"]);
     catnap(&["resize", "nobody", "--cpus", "2"]).refuses(3, &["nobody"]);
     has(anna, 3, 640);

@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Outcome {
         };
         let clone = restore::carry_out(&house, plan, process::monotonic_us())?;
         if !args.json {
-            start::announce(&house.machine(&clone.name)?.spec)?;
+            ui::data(start::announcement(&house.machine(&clone.name)?.spec))?;
         }
         restored.push(clone);
     }

@@ -202,7 +202,7 @@ fn program((name, package, needed, purpose): &(&'static str, &str, bool, &str)) 
         Some(path) => Finding::good(name, path.display().to_string()),
         None => {
             let health = if *needed { Health::Bad } else { Health::Good };
-            let found = format!("is not installed ({purpose})");
+            let found = format!("not installed ({purpose})");
             Finding::not_good(name, health, found, format!("sudo apt-get install {package}, or catnap doctor --fix"))
         }
     }

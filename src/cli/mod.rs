@@ -40,7 +40,9 @@ use std::process::ExitCode;
 use clap::{Command, Parser, Subcommand};
 
 use crate::control::{Code, Failure};
+use crate::spec::Name;
 use crate::sys::process;
+use home::House;
 
 /// What a verb comes to: the exit code, or what went wrong.
 type Outcome = Result<ExitCode, Failure>;
@@ -211,6 +213,29 @@ fn each<T>(names: &[T], mut act: impl FnMut(&T) -> Result<(), Failure>) -> Outco
         }
     }
     Ok(first.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8)))
+}
+
+/// As [`each`], for machines that are there afterwards. What `act` gives is printed, or with `json` what all the
+/// machines with which it went well are then, as `catnap ps` does.
+fn each_machine(
+    house: &House,
+    names: &[Name],
+    json: bool,
+    mut act: impl FnMut(&Name) -> Result<String, Failure>,
+) -> Outcome {
+    let mut views = Vec::new();
+    let outcome = each(names, |name| {
+        let said = act(name)?;
+        match json {
+            true => views.push(house.view(&house.machine(name)?)?),
+            false => ui::data(said)?,
+        }
+        Ok(())
+    })?;
+    if json {
+        ui::json(&views)?;
+    }
+    Ok(outcome)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `catnap pause` and `catnap resume`: the vCPUs stand still, and run on.
 
+use super::Outcome;
 use super::home::House;
-use super::{Outcome, ui};
 use crate::spec::Name;
 
 /// Hold machines' vCPUs still
@@ -13,6 +13,9 @@ Examples:
   catnap pause anna
   catnap resume anna")]
 pub struct Pause {
+    /// Print what the machines are then as JSON
+    #[arg(long)]
+    json: bool,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]
     names: Vec<Name>,
@@ -24,6 +27,9 @@ pub struct Pause {
 Examples:
   catnap resume anna")]
 pub struct Resume {
+    /// Print what the machines are then as JSON
+    #[arg(long)]
+    json: bool,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]
     names: Vec<Name>,
@@ -32,17 +38,17 @@ pub struct Resume {
 /// Runs `pause`.
 pub fn pause(args: Pause) -> Outcome {
     let house = House::open()?;
-    super::each(&args.names, |name| {
+    super::each_machine(&house, &args.names, args.json, |name| {
         house.client(name)?.pause()?;
-        ui::data(format!("{name}\n"))
+        Ok(format!("{name}\n"))
     })
 }
 
 /// Runs `resume`.
 pub fn resume(args: Resume) -> Outcome {
     let house = House::open()?;
-    super::each(&args.names, |name| {
+    super::each_machine(&house, &args.names, args.json, |name| {
         house.client(name)?.resume()?;
-        ui::data(format!("{name}\n"))
+        Ok(format!("{name}\n"))
     })
 }

@@ -238,7 +238,7 @@ pub fn run(args: Args) -> Outcome {
         (true, _) => ui::json(&restored)?,
         (_, true) if restored.check_size().is_err() => {}
         (_, attach) => {
-            start::announce(&house.machine(&name)?.spec)?;
+            ui::data(start::announcement(&house.machine(&name)?.spec))?;
             ui::note(tell(&restored));
             if attach {
                 return console::attach(&house, &name);

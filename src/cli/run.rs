@@ -78,6 +78,9 @@ pub struct Args {
     /// Join the console once it has booted
     #[arg(short, long)]
     attach: bool,
+    /// Print what the machine is then as JSON
+    #[arg(long, conflicts_with = "attach")]
+    json: bool,
     #[command(flatten)]
     patience: launch::Patience,
     /// Speak to a registry elsewhere without encryption
@@ -134,7 +137,10 @@ pub fn run(args: Args) -> Outcome {
         }
     })?;
     disk::tell(&machine.spec.name, &status);
-    start::announce(&machine.spec)?;
+    match args.json {
+        true => ui::json(&house.view(&machine)?)?,
+        false => ui::data(start::announcement(&machine.spec))?,
+    }
     match args.attach {
         true => console::attach(&house, &machine.spec.name),
         false => Ok(std::process::ExitCode::SUCCESS),

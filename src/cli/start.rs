@@ -1,7 +1,7 @@
 //! `catnap start`: boots machines that exist and do not run.
 
 use super::home::House;
-use super::{Outcome, console, disk, launch, ui};
+use super::{Outcome, console, disk, launch};
 use crate::control::{Code, Failure};
 use crate::spec::{MachineSpec, Name};
 use crate::sys::process;
@@ -18,6 +18,9 @@ pub struct Args {
     /// Join the console once it has booted
     #[arg(short, long)]
     attach: bool,
+    /// Print what the machines are then as JSON
+    #[arg(long, conflicts_with = "attach")]
+    json: bool,
     #[command(flatten)]
     patience: launch::Patience,
     /// The machines
@@ -32,7 +35,7 @@ pub fn run(args: Args) -> Outcome {
     }
     let house = House::open()?;
     process::catch_interrupts();
-    let outcome = super::each(&args.names, |name| {
+    let outcome = super::each_machine(&house, &args.names, args.json, |name| {
         let machine = house.machine(name)?;
         if machine.is_running()? {
             return Err(Failure::new(Code::Refused, format!("{name} runs already")).hint("catnap ps"));
@@ -40,7 +43,7 @@ pub fn run(args: Args) -> Outcome {
         house.image(&machine.spec.image)?;
         let status = launch::launch(&house, &machine, args.patience.time())?;
         disk::tell(name, &status);
-        announce(&machine.spec)
+        Ok(announcement(&machine.spec))
     })?;
     match args.names.as_slice() {
         [name] if args.attach && outcome == std::process::ExitCode::SUCCESS => console::attach(&house, name),
@@ -48,8 +51,8 @@ pub fn run(args: Args) -> Outcome {
     }
 }
 
-/// Prints a machine's name, and where its ports are to be found.
-pub fn announce(spec: &MachineSpec) -> Result<(), Failure> {
+/// A machine's name, and where its ports are to be found.
+pub fn announcement(spec: &MachineSpec) -> String {
     let urls = spec.forwards.iter().map(|forward| format!("http://127.0.0.1:{}/\n", forward.host));
-    ui::data(format!("{}\n{}", spec.name, urls.collect::<String>()))
+    format!("{}\n{}", spec.name, urls.collect::<String>())
 }

@@ -34,6 +34,9 @@ pub struct Args {
     /// How many seconds the guest has to shut down
     #[arg(short, long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=600))]
     time: u32,
+    /// Print what the machines are then as JSON
+    #[arg(long)]
+    json: bool,
     /// The machines
     #[arg(value_name = "MACHINE", required = true)]
     names: Vec<Name>,
@@ -43,7 +46,7 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let house = House::open()?;
     let time = if args.force { 0 } else { args.time };
-    super::each(&args.names, |name| {
+    super::each_machine(&house, &args.names, args.json, |name| {
         let machine = house.machine(name)?;
         if !machine.is_running()? {
             return Err(Failure::new(Code::Refused, format!("{name} does not run"))
@@ -52,7 +55,7 @@ pub fn run(args: Args) -> Outcome {
         if stop(&machine, time)? == Ended::Forced && !args.force {
             ui::warn(format!("{name} did not shut down within {time} seconds and was stopped by force"));
         }
-        ui::data(format!("{name}\n"))
+        Ok(format!("{name}\n"))
     })
 }
 

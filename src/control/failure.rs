@@ -94,10 +94,10 @@ impl From<machine::Error> for Failure {
             machine::Error::Forward(_) => is(Code::Refused).hint("another port of the host with -p"),
             // The next step depends on the machine, so whoever knows that gives it.
             machine::Error::Envelope { .. } => is(Code::Refused),
-            machine::Error::Step { boot, .. } => {
-                let step = crate::spec::MEMORY_STEP.bytes();
-                let near = (1 << 30u64).max(*boot + step);
-                is(Code::Usage).hint(format!("--memory {}", crate::spec::Size(near - (near - boot) % step)))
+            machine::Error::Step { wanted, boot } => {
+                // What a machine can have at most is a step as well, so there is one above what was wanted.
+                let more = wanted.saturating_sub(*boot).next_multiple_of(crate::spec::MEMORY_STEP.bytes());
+                is(Code::Usage).hint(format!("--memory {}", crate::spec::Size(boot + more)))
             }
             machine::Error::Paused => is(Code::Refused).hint("catnap resume"),
             machine::Error::Bay(error) => bay(error, text),

@@ -219,7 +219,7 @@ fn what_is_damaged_or_taken_is_refused_by_name() {
         if verb == "run" && said.code == Some(5) {
             continue; // No KVM here: it does not come to that.
         }
-        said.refuses(6, "the archive is refused");
+        said.refuses(6, "broken.catnap: the archive is refused");
     }
     there.catnap("snapshot import /no/such.catnap").refuses(3, "/no/such.catnap");
     nothing_is_left(&there.store());

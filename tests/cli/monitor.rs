@@ -65,7 +65,8 @@ fn a_machine_is_steered_from_outside_until_its_plug_is_pulled() {
     soon(|| house.catnap("logs anna").out == "miau\n");
 
     house.catnap("pause anna").gives("anna\n");
-    house.catnap("pause anna").gives("anna\n");
+    let told: serde_json::Value = serde_json::from_str(&house.catnap("pause anna --json").out).unwrap();
+    assert_eq!((&told[0]["name"], &told[0]["state"], &told[1]), (&"anna".into(), &"paused".into(), &().into()));
     assert_eq!(house.only_view()["state"], "paused");
     house.catnap("exec anna ls").refuses(125, "the machine is paused");
     house.catnap("resume anna").gives("anna\n");

@@ -122,6 +122,14 @@ pub fn bring(house: &House, reference: &str, plain_http: bool) -> Result<Option<
     Ok(Some(arrived.snapshot))
 }
 
+/// Tells of which file it is said that it is refused.
+fn blame(file: &str, error: archive::Error) -> Failure {
+    use archive::Error::{Read, Refused, Signature, Unknown};
+    let its = file != "-" && matches!(error, Refused(_) | Read(_) | Signature(_) | Unknown(_));
+    let failure = Failure::from(error);
+    if its { Failure { error: format!("{file}: {}", failure.error), ..failure } } else { failure }
+}
+
 /// Imports a file; also gives how many bytes of it were read. If `known`, only one that a known key has signed.
 fn import(
     house: &House,
@@ -149,7 +157,8 @@ fn import(
     let input = Counted { from: input, read: read.clone() };
     let arrived = archive::import(house.store(), input, naming, trust, &mut |now| {
         progress.count(format!("Importing {file}: {}", now.what), now.done, now.total);
-    })?;
+    });
+    let arrived = arrived.map_err(|error| blame(file, error))?;
     // Of one that is here already, not all was read.
     age.filter(|_| !arrived.known).map_or(Ok(()), Age::finish)?;
     Ok((arrived, read.load(Ordering::Relaxed)))

@@ -231,7 +231,7 @@ impl Line<'_> {
 impl Node<'_> {
     fn draw(&self) -> String {
         match self {
-            Node::Missing(digest) => format!("{} (removed)", digest.short()),
+            Node::Missing(digest) => format!("{} (not here)", digest.short()),
             Node::Machine(leaf) => {
                 let colour = if matches!(leaf.state, State::Running | State::Paused) { "32;1" } else { "2" };
                 ui::paint_data(colour, &format!("{} ({})", leaf.name, leaf.state))

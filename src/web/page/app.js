@@ -247,7 +247,7 @@ function drawTree() {
     } else if (machine) {
       item.append(make("div", { className: "leaf" }, make("b", { textContent: machine.name }), make("span", { className: `state ${machine.state}`, textContent: machine.state })));
     } else {
-      item.append(make("div", { className: "leaf soft", textContent: `${String(missing).slice(0, 19)} (removed)` }));
+      item.append(make("div", { className: "leaf soft", textContent: `${String(missing).slice(0, 19)} (not here)` }));
     }
     lists[depth].append(item);
     const list = make("ul");
