@@ -160,7 +160,7 @@ fn a_colleague_gets_it_with_secrets_or_without() {
     for (shown, file) in [("what-anna-typed", "/root/.ash_history"), ("OPENSSH", "/root/.ssh/id_ed25519")] {
         let findings = told[0]["secrets"]["findings"].as_array().expect("findings");
         let named = |finding: &&Value| {
-            finding["shown"].as_str().expect("a word").contains(shown) && finding["places"][0]["file"] == file
+            finding["shown"].as_str().expect("a word").contains(shown) && finding["places"][0]["file"]["path"] == file
         };
         assert!(findings.iter().any(|finding| named(&finding)), "{file} has {shown}: {told}");
     }

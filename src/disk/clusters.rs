@@ -81,7 +81,7 @@ fn data_of(path: &Path, format: Format) -> Result<Range<u64>, Error> {
     Ok(tables.map_or(0, |tables| tables.end)..end)
 }
 
-/// Reads the cluster at `offset`; what lies beyond the end of the disk is zeros.
+/// Reads a cluster, or as much as `into` has, at `offset`; what lies beyond the end of the disk is zeros.
 pub(super) fn read_cluster(
     disk: &FormatAccess<Fenced>,
     offset: u64,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use imago::FormatAccess;
 
 use super::chain::open_sealed;
+use super::clusters::read_cluster;
 use super::fenced::Fenced;
 use super::{Error, Format};
-use crate::sys::files::At;
 
 /// A disk of a snapshot, with everything below it.
 pub struct Reader {
@@ -29,6 +29,6 @@ impl Reader {
 
     /// Fills `into` with what is at `offset`; beyond the end of the disk there are zeros.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
-        Ok(self.disk.read(into, offset).at("read", &self.path)?)
+        read_cluster(&self.disk, offset, into, &self.path)
     }
 }

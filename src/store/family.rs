@@ -129,20 +129,36 @@ impl Family {
         found
     }
 
-    /// All that would have to go before the snapshot does, once each: what would break without it, what would break
-    /// without that, and so on.
+    /// All that would have to go before the snapshot does, by each of its names: what would break without it, what would
+    /// break without that, and so on.
     pub fn above(&self, digest: &Digest, gone: &BTreeSet<Digest>) -> Vec<Dependent> {
         let (mut above, mut next): (Vec<Dependent>, _) = (Vec::new(), vec![*digest]);
         while let Some(below) = next.pop() {
             for dependent in self.dependents_without(&below, gone) {
                 let known = above.iter().any(|known| known.is_same(&dependent));
-                if let (false, Dependent::Snapshot { digest, .. }) = (known, &dependent) {
-                    next.push(*digest);
+                match &dependent {
+                    _ if known => continue,
+                    Dependent::Snapshot { digest: itself, .. } if itself == digest => continue,
+                    Dependent::Snapshot { digest, .. } => next.push(*digest),
+                    Dependent::Machine { .. } => {}
                 }
-                above.extend((!known).then_some(dependent));
+                above.push(dependent);
             }
         }
-        above
+        above.into_iter().flat_map(|dependent| self.by_each_name(dependent)).collect()
+    }
+
+    fn by_each_name(&self, dependent: Dependent) -> Vec<Dependent> {
+        match &dependent {
+            Dependent::Snapshot { digest, need, .. } => match self.get(digest).map(|listed| &listed.names[..]) {
+                None | Some([]) => vec![dependent],
+                Some(names) => {
+                    let by = |name: &String| Dependent::Snapshot { digest: *digest, name: name.clone(), need: *need };
+                    names.iter().map(by).collect()
+                }
+            },
+            Dependent::Machine { .. } => vec![dependent],
+        }
     }
 
     /// The snapshot of this digest, if it is there.

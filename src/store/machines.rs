@@ -1,23 +1,11 @@
-//! Machines: their folders, and what became of the monitor of each.
-//!
-//! A monitor holds the lock of its machine for as long as it lives; `run.json` says what it would say of
-//! itself if it could no longer:
-//!
-//! ```text
-//!            RunLock::started          RunLock::ended
-//!  stopped ─────────────────► running ───────────────► stopped
-//!                                │ killed                the lock is free, and run.json says that it ran:
-//!                                ├─────────────────────► died   (this boot of the host)
-//!                                └─────────────────────► lost   (an earlier boot: the host restarted)
-//! ```
+//! Machines: their folders.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use super::run::{Condition, RUN, Run, RunLock};
 use super::snapshots::backing_of_path;
 use super::transient::{candidates, leave};
 use super::{Error, Snapshot, Store};
@@ -31,25 +19,9 @@ const SPEC: &str = "machine.json";
 const DISK: &str = "root.qcow2";
 const KERNEL: &str = "kernel";
 const LOCK: &str = "lock";
-const RUN: &str = "run.json";
 const MONITOR_LOG: &str = "monitor.log";
-/// The longest `machine.json` or `run.json`, in bytes.
+/// The longest `machine.json`, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// What the kernel calls this boot of the host (random(4)).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// What a machine is doing, as far as its files tell. Whether a running one is paused, its monitor knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// Its monitor lives.
-    Running,
-    /// It was shut down, or never started.
-    Stopped,
-    /// Its monitor went without a word.
-    Died,
-    /// It ran when the host went down.
-    Lost,
-}
 
 /// A machine that is in the store.
 #[derive(Clone, Debug)]
@@ -60,41 +32,6 @@ pub struct Machine {
     pub dir: PathBuf,
     pub(super) logs: PathBuf,
     pub(super) runtime: PathBuf,
-}
-
-/// The last run of a machine.
-#[derive(Debug, Serialize, Deserialize)]
-struct Run {
-    /// The host's boot.
-    boot_id: String,
-    /// The monitor's process, for people.
-    pid: u32,
-    /// Whether it ended as it should.
-    ended: bool,
-}
-
-/// The right to run a machine, to change its folder or to remove it. Ends with the process at the latest.
-#[derive(Debug)]
-pub struct RunLock {
-    run: PathBuf,
-    _held: FileLock,
-}
-
-impl RunLock {
-    /// Records that the machine runs now. Whoever looks sees it; on the disk it is after [`Machine::settle_run`].
-    pub fn started(&self) -> Result<(), Error> {
-        Ok(files::write_soon(&self.run, &self.record(false)?)?)
-    }
-
-    /// Records that the machine stopped in an orderly way.
-    pub fn ended(&self) -> Result<(), Error> {
-        Ok(write_atomically(&self.run, &self.record(true)?)?)
-    }
-
-    fn record(&self, ended: bool) -> Result<Vec<u8>, Error> {
-        let run = Run { boot_id: host_boot_id()?, pid: std::process::id(), ended };
-        Ok(serde_json::to_vec(&run).map_err(io::Error::from).at("write", &self.run)?)
-    }
 }
 
 /// A machine as it is found: its name, and what its files say.
@@ -131,6 +68,8 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(&spec).map_err(io::Error::from).at("write", &path)?;
         fs::write(&path, bytes).at("write", &path)?;
         fs::write(staging.dir().join(LOCK), "").at("make", &staging.dir().join(LOCK))?;
+        let run = staging.dir().join(RUN);
+        fs::write(&run, Run::begins()?.bytes(&run)?).at("write", &run)?;
         let _beside = self.beside_others()?;
         if !from.dir.is_dir() {
             return Err(Error::Gone(from.digest));
@@ -219,7 +158,7 @@ impl Store {
 impl Machine {
     /// Takes the right to run the machine; `Running` when another has it.
     pub fn lock(&self) -> Result<RunLock, Error> {
-        Ok(RunLock { _held: lock(&self.dir, &self.spec.name)?, run: self.dir.join(RUN) })
+        Ok(RunLock::new(lock(&self.dir, &self.spec.name)?, &self.dir))
     }
 
     /// Whether its monitor lives.
@@ -230,26 +169,11 @@ impl Machine {
     /// What it is doing.
     pub fn condition(&self) -> Result<Condition, Error> {
         // The record first: a monitor that ends in between has freed the lock after it wrote the record.
-        let path = self.dir.join(RUN);
-        let run = match read_bounded(&path, MAX_FILE) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            other => Some(other?),
-        };
+        let run = Run::read(&self.dir.join(RUN));
         if self.is_running()? {
             return Ok(Condition::Running);
         }
-        let Some(run) = run else { return Ok(Condition::Stopped) };
-        // The host went down before what was noted at the start was on the disk.
-        if run.is_empty() {
-            return Ok(Condition::Lost);
-        }
-        let run: Run =
-            serde_json::from_slice(&run).map_err(|error| Error::BadMachine { path, why: error.to_string() })?;
-        Ok(match run {
-            Run { ended: true, .. } => Condition::Stopped,
-            Run { boot_id, .. } if boot_id == host_boot_id()? => Condition::Died,
-            Run { .. } => Condition::Lost,
-        })
+        run?.map_or(Ok(Condition::Stopped), |run| run.condition())
     }
 
     /// Has what [`RunLock::started`] recorded on the disk.
@@ -315,11 +239,6 @@ pub(super) fn lock(dir: &Path, name: &Name) -> Result<FileLock, Error> {
         Ok(there) if (there.dev(), there.ino()) == (mine.dev(), mine.ino()) => Ok(held),
         _ => Err(Error::NoMachine(name.clone())),
     }
-}
-
-fn host_boot_id() -> Result<String, Error> {
-    let path = Path::new(BOOT_ID);
-    Ok(fs::read_to_string(path).at("read", path)?.trim().into())
 }
 
 #[cfg(test)]
@@ -450,6 +369,12 @@ mod tests {
         let (_dir, store, snapshot) = store();
         let machine = store.create_machine(&spec("anna"), &snapshot).unwrap();
         assert_eq!(machine.condition().unwrap(), Condition::Stopped);
+        // The host may go down before its first run is on the disk.
+        let elsewhere = Run { boot_id: "another".into(), ..Run::read(&machine.dir.join(RUN)).unwrap().unwrap() };
+        let text = fs::read(machine.dir.join(RUN)).unwrap();
+        fs::write(machine.dir.join(RUN), elsewhere.bytes(Path::new("")).unwrap()).unwrap();
+        assert_eq!(machine.condition().unwrap(), Condition::Lost);
+        fs::write(machine.dir.join(RUN), text).unwrap();
         let held = machine.lock().unwrap();
         held.started().unwrap();
         assert_eq!(machine.condition().unwrap(), Condition::Running);

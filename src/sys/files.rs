@@ -2,7 +2,7 @@
 //!
 //! A rename is atomic for whoever looks, but after a power cut it is only there when the folder was synced,
 //! and the new content only when the file was synced *before* the rename. Hence the order everywhere here:
-//! write, fsync the file, rename, fsync the folder.
+//! write, fsync the file, rename, fsync the folder. Only [`write_soon`] leaves the syncing for later.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -77,7 +77,7 @@ fn replace(path: &Path, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> Resu
     written.at("write", path)
 }
 
-/// What [`write_atomically`] left in a folder when it was killed at it, at least `age` ago. Nobody looks at it.
+/// What [`write_atomically`] and [`write_soon`] left in a folder when they were killed at it, at least `age` ago. Nobody looks at it.
 pub fn unfinished(dir: &Path, age: Duration) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at("read", dir)? {
@@ -123,7 +123,12 @@ fn sync_parent(path: &Path) -> Result<(), Error> {
 fn sync_tree(dir: &Path) -> Result<(), Error> {
     // The kernel begins to write all of it: then there is one commit of the filesystem's journal to wait for, and not
     // one for each file.
-    each_in_tree(dir, &mut |path, is_dir| if is_dir { Ok(()) } else { begin_to_write(path).at("sync", path) })?;
+    each_in_tree(dir, &mut |path, is_dir| {
+        if !is_dir {
+            begin_to_write(path);
+        }
+        Ok(())
+    })?;
     each_in_tree(dir, &mut |path, is_dir| if is_dir { sync_dir(path) } else { sync_file(path) })
 }
 
@@ -141,12 +146,11 @@ fn each_in_tree(dir: &Path, each: &mut dyn FnMut(&Path, bool) -> Result<(), Erro
     each(dir, true)
 }
 
-fn begin_to_write(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    // SAFETY: the descriptor is open; the call reads nothing of ours. A length of 0 means to the end.
-    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+/// What cannot be begun is done, or fails, when it is synced.
+fn begin_to_write(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        // SAFETY: the descriptor is open; the call reads nothing of ours. A length of 0 means to the end.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     }
 }
 

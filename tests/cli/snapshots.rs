@@ -157,6 +157,8 @@ fn whoever_does_what_a_refusal_says_gets_there() {
     let store = house.store();
     let of = family(&store);
     machine(&store, "ben", &of.later);
+    // One has two names, and would stay as the other.
+    store.set_name("anna@again", &of.later.digest).unwrap();
     let refused = house.catnap("image rm kitten");
     let (_, hint) = refused.err.split_once("\ntry: ").expect("a next step");
     let commands = hint.trim_end().trim_end_matches(" first").split(" and ");

@@ -167,6 +167,8 @@ fn send(client: &Client, blob: &Descriptor, bytes: &[u8], rehearsal: bool) -> Re
         // Debian's docker-registry keeps what has the right name, whatever is in it.
         if before != Presence::Missing
             && let Presence::Damaged(found) = client.has_blob(&digest, length)?
+            // It may also be that it tells a wrong length.
+            && client.blob(&digest, length).is_err()
         {
             let host = client.reference().host.clone();
             return Err(oci::Error::Damaged { host, digest, found, length }.into());

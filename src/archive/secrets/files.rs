@@ -1,120 +1,96 @@
-//! The guest's files on a disk that is one ext4 filesystem, so that a secret can be told by the name of its file.
-//!
-//! The filesystem may be anybody's. It is read by a library that has no unsafe code, and only to find names: where it
-//! is damaged or of another kind there are fewer names, and what was found on the disk stays found. The library goes
-//! by the journal too, without which a snapshot of a running guest would lack its latest files.
+//! Which of the guest's files lies at a place of its disk, when the disk is one ext4 filesystem.
 
-use std::error::Error;
-use std::ops::ControlFlow;
+use std::collections::{HashMap, HashSet};
 
-use ext4_view::{Ext4, Ext4Read, PathBuf};
+use serde::Serialize;
 
+use super::ext4::Filesystem;
 use crate::disk::Reader;
-use crate::sys::process;
 
-/// How deep folders may lie in each other.
-const MAX_DEPTH: usize = 64;
-/// What looking at a file costs of the bytes that are read at most, however few it has.
-const ENTRY: u64 = 4096;
-/// Documentation/filesystems/ext4/super.rst: where the superblock is, and fields of it.
-const SUPERBLOCK: u64 = 1024;
-const BLOCKS_LOW: usize = 0x4;
-const LOG_BLOCK_SIZE: usize = 0x18;
-const BLOCKS_PER_GROUP: usize = 0x20;
-const BLOCKS_HIGH: usize = 0x150;
-/// The smallest group that is believed, in blocks. mke2fs makes them of 8192 or more.
-const SMALLEST_GROUP: u32 = 1024;
+/// The number of the inode of `/`.
+const ROOT: u32 = 2;
+/// The most folders that are looked into, and the longest path that is told (PATH_MAX of Linux).
+const MAX_FOLDERS: usize = 1 << 18;
+const MAX_PATH: usize = 4096;
 
-/// Is given a file's path, an offset in it, and what is there; at its end, nothing. Ends it all when it breaks.
-pub type Each<'a> = &'a mut dyn FnMut(&str, u64, &[u8]) -> ControlFlow<()>;
-
-/// Reads all plain files that can be read, no more bytes than the disk has.
-pub fn read(disk: Reader, each: Each<'_>) {
-    let left = disk.size();
-    if is_plausible(&disk)
-        && let Ok(filesystem) = Ext4::load(Box::new(Blocks(disk)))
-    {
-        let _ = Walk { filesystem, left, each }.all();
-    }
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InFile {
+    /// The file's path; one of them, when it has several.
+    pub path: String,
+    /// The offset in it.
+    pub offset: u64,
 }
 
-/// Whether the superblock, if it is one, promises no more than the disk can have: the library believes it how many
-/// groups there are.
-fn is_plausible(disk: &Reader) -> bool {
-    let mut superblock = [0; 1024];
-    if disk.read(SUPERBLOCK, &mut superblock).is_err() {
-        return false;
-    }
-    let word = |at: usize| superblock[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-    let blocks = u64::from(word(BLOCKS_HIGH)) << 32 | u64::from(word(BLOCKS_LOW));
-    let bytes = 1024u64.checked_shl(word(LOG_BLOCK_SIZE)).and_then(|size| blocks.checked_mul(size));
-    bytes.is_some_and(|bytes| bytes <= disk.size()) && word(BLOCKS_PER_GROUP) >= SMALLEST_GROUP
+/// The files that lie at these offsets of a disk. Where none is, or the filesystem is unknown or damaged, none is told.
+pub fn at(disk: Reader, mut places: Vec<u64>) -> HashMap<u64, InFile> {
+    let Some(mut filesystem) = Filesystem::open(disk) else { return HashMap::new() };
+    places.sort_unstable();
+    places.dedup();
+    let found = inodes_at(&mut filesystem, &places);
+    let paths = paths(&mut filesystem, found.values().map(|(inode, _)| *inode).collect());
+    let named = |(place, (inode, offset))| Some((place, InFile { path: paths.get(&inode)?.clone(), offset }));
+    found.into_iter().filter_map(named).collect()
 }
 
-struct Walk<'a> {
-    filesystem: Ext4,
-    /// How many bytes may still be read.
-    left: u64,
-    each: Each<'a>,
-}
-
-impl Walk<'_> {
-    fn all(mut self) -> ControlFlow<()> {
-        let mut folders = vec![(PathBuf::new("/"), 0)];
-        while let Some((folder, depth)) = folders.pop() {
-            let Ok(entries) = self.filesystem.read_dir(&folder) else { continue };
-            for entry in entries.map_while(Result::ok) {
-                if entry.file_name() == "." || entry.file_name() == ".." {
-                    continue;
-                }
-                self.spend(ENTRY)?;
-                let path = entry.path();
-                // What an entry says of its kind need not be so, and no link is to be followed.
-                match self.filesystem.symlink_metadata(&path) {
-                    Ok(found) if found.is_dir() && depth < MAX_DEPTH => folders.push((path, depth + 1)),
-                    Ok(found) if found.file_type().is_regular_file() => self.file(&path)?,
-                    _ => {}
+/// For each place in a file, the file's inode and the offset in it.
+fn inodes_at(filesystem: &mut Filesystem, places: &[u64]) -> HashMap<u64, (u32, u64)> {
+    let (mut found, block) = (HashMap::new(), filesystem.block_size());
+    filesystem.each_file(&mut |filesystem, number, inode| {
+        filesystem.extents(inode, &mut |extent| {
+            let bytes = |blocks: u64| blocks.checked_mul(block);
+            let ends = (bytes(extent.physical), bytes(extent.physical + extent.length), bytes(extent.logical));
+            // Room that was never written still holds what was there before.
+            let (Some(begin), Some(end), Some(logical), true) = (ends.0, ends.1, ends.2, extent.written) else {
+                return;
+            };
+            let first = places.partition_point(|place| *place < begin);
+            for place in places[first..].iter().take_while(|place| **place < end) {
+                let offset = logical + (place - begin);
+                if offset < inode.size {
+                    found.insert(*place, (number, offset));
                 }
             }
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn file(&mut self, path: &PathBuf) -> ControlFlow<()> {
-        let Ok(mut file) = self.filesystem.open(path) else { return ControlFlow::Continue(()) };
-        let (name, mut block) = (path.display().to_string(), [0; 4096]);
-        loop {
-            let at = file.position();
-            match file.read_bytes(&mut block) {
-                Ok(count @ 1..) => {
-                    self.spend(count as u64)?;
-                    (self.each)(&name, at, &block[..count])?;
-                }
-                _ => return (self.each)(&name, at, &[]),
-            }
-        }
-    }
-
-    fn spend(&mut self, bytes: u64) -> ControlFlow<()> {
-        match self.left.checked_sub(bytes) {
-            Some(left) => {
-                self.left = left;
-                ControlFlow::Continue(())
-            }
-            None => ControlFlow::Break(()),
-        }
-    }
+        });
+    });
+    found
 }
 
-struct Blocks(Reader);
+/// A path of each of these inodes, as far as folders lead to it.
+fn paths(filesystem: &mut Filesystem, mut wanted: HashSet<u32>) -> HashMap<u32, String> {
+    // Each folder with the place of the one that it lies in, and its name.
+    let (mut folders, mut seen) = (vec![(ROOT, 0, String::new())], HashSet::from([ROOT]));
+    let (mut paths, mut next) = (HashMap::new(), 0);
+    while next < folders.len() && !wanted.is_empty() {
+        if let Some(folder) = filesystem.inode(folders[next].0).filter(|inode| inode.is_folder) {
+            let mut found = Vec::new();
+            filesystem.entries(&folder, &mut |entry| {
+                let name = || String::from_utf8_lossy(entry.name).into_owned();
+                if wanted.remove(&entry.inode) {
+                    paths.insert(entry.inode, path(&folders, next, &name()));
+                } else if entry.is_folder && folders.len() + found.len() < MAX_FOLDERS {
+                    found.push((entry.inode, next, name()));
+                }
+            });
+            folders.extend(found.into_iter().filter(|(inode, ..)| seen.insert(*inode)));
+        }
+        next += 1;
+    }
+    paths.into_iter().filter_map(|(inode, path)| Some((inode, path?))).collect()
+}
 
-impl Ext4Read for Blocks {
-    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<(), Box<dyn Error + Send + Sync>> {
-        match process::interrupted() {
-            false => Ok(self.0.read(at, into)?),
-            true => Err("interrupted".into()),
+/// The path of what has this name in the folder of this number; none when it is too long.
+fn path(folders: &[(u32, usize, String)], mut folder: usize, name: &str) -> Option<String> {
+    let (mut parts, mut length) = (vec![name], name.len());
+    while folder > 0 {
+        parts.push(&folders[folder].2);
+        length += 1 + folders[folder].2.len();
+        folder = folders[folder].1;
+        if length > MAX_PATH {
+            return None;
         }
     }
+    Some(parts.iter().rev().map(|part| format!("/{part}")).collect())
 }
 
 #[cfg(test)]
@@ -127,57 +103,85 @@ pub(super) mod tests {
     use crate::disk::Format;
     use crate::sys::mutate::{Mutator, rounds};
 
+    const KEY: &[u8] = b"AKIAIOSFODNN7EXAMPLE";
+
+    fn run(program: &str, words: &[&str], file: &Path) -> String {
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let done = Command::new(program).env("PATH", path).args(words).arg(file).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
     /// A filesystem of 4 MiB with a few files, made with these options more.
     pub fn filesystem(dir: &Path, options: &[&str]) -> PathBuf {
         let (content, raw) = (dir.join("content"), dir.join("raw"));
         fs::create_dir_all(content.join("a/b")).unwrap();
-        fs::write(content.join("a/b/key"), [vec![b'.'; 5000], b"AKIAIOSFODNN7EXAMPLE".to_vec()].concat()).unwrap();
+        fs::write(content.join("a/b/key"), [vec![b'.'; 5000], KEY.to_vec()].concat()).unwrap();
         fs::write(content.join("new\nline"), "kitten").unwrap();
+        // A folder of many blocks, and a file of many extents: every second block is a hole.
+        fs::create_dir(content.join("many")).unwrap();
+        (0..400).for_each(|n| fs::write(content.join(format!("many/{n:0100}")), "").unwrap());
+        let sparse = fs::File::create(content.join("sparse")).unwrap();
+        (0..40).for_each(|n| std::os::unix::fs::FileExt::write_all_at(&sparse, b"purr", n * 8192).unwrap());
         std::os::unix::fs::symlink("/a/b/key", content.join("link")).unwrap();
         fs::File::create(&raw).unwrap().set_len(4 << 20).unwrap();
-        let mut mke2fs = Command::new("mke2fs");
-        mke2fs.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()));
-        mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&content).args(options).arg(&raw);
-        assert!(mke2fs.status().unwrap().success());
+        let words = [&["-q", "-F", "-t", "ext4", "-N", "512", "-d", content.to_str().unwrap()], options].concat();
+        run("mke2fs", &words, &raw);
+        fs::remove_dir_all(content).unwrap();
         raw
     }
 
-    fn found(raw: &Path) -> Vec<(String, u64, Vec<u8>)> {
-        let mut found = Vec::new();
-        read(Reader::open(raw, Format::Raw, raw.parent().unwrap()).unwrap(), &mut |path, at, bytes| {
-            found.push((path.to_owned(), at, bytes.to_vec()));
-            ControlFlow::Continue(())
-        });
-        found.sort();
-        found
+    fn named(raw: &Path, places: &[u64]) -> Vec<Option<(String, u64)>> {
+        let found = at(Reader::open(raw, Format::Raw, raw.parent().unwrap()).unwrap(), places.to_vec());
+        places.iter().map(|place| found.get(place).map(|file| (file.path.clone(), file.offset))).collect()
+    }
+
+    fn all(raw: &Path, text: &[u8]) -> Vec<u64> {
+        let bytes = fs::read(raw).unwrap();
+        (0..bytes.len() as u64).filter(|at| bytes[*at as usize..].starts_with(text)).collect()
     }
 
     #[test]
-    fn plain_files_are_read_by_their_names_and_links_are_not_followed() {
+    fn a_place_is_told_by_its_file() {
         let dir = tempfile::tempdir().unwrap();
-        for options in [&["-b", "1024"][..], &["-b", "4096"], &["-O", "^has_journal,^metadata_csum,^extents,^64bit"]] {
-            let mut whole = std::collections::BTreeMap::<String, Vec<u8>>::new();
-            for (path, at, bytes) in found(&filesystem(dir.path(), options)) {
-                let file = whole.entry(path).or_default();
-                assert_eq!(file.len() as u64, at);
-                file.extend(bytes);
-            }
-            let names: Vec<_> = whole.keys().collect();
-            assert_eq!(names, ["/a/b/key", "/new\nline"], "{options:?}");
-            assert!(whole["/a/b/key"].ends_with(b".AKIAIOSFODNN7EXAMPLE") && whole["/a/b/key"].len() == 5020);
-            fs::remove_dir_all(dir.path().join("content")).unwrap();
+        for options in [&["-b", "1024"][..], &["-b", "4096"], &["-O", "^metadata_csum,^64bit"], &["-I", "128"]] {
+            let raw = filesystem(dir.path(), options);
+            let key = all(&raw, KEY)[0];
+            let (kitten, purrs) = (all(&raw, b"kitten")[0], all(&raw, b"purr"));
+            let found = named(&raw, &[key, kitten, 0, 2048, (4 << 20) - 1]);
+            let file = |path: &str, offset| Some((path.to_owned(), offset));
+            assert_eq!(found, [file("/a/b/key", 5000), file("/new\nline", 0), None, None, None], "{options:?}");
+            let expected: Vec<_> = (0..40).map(|n| file("/sparse", n * 8192)).collect();
+            assert_eq!(named(&raw, &purrs), expected, "{options:?}");
+            // Behind the file's end there is what was there before.
+            assert_eq!(named(&raw, &[key + KEY.len() as u64]), [None]);
+            // A file that goes leaves its bytes behind, without a name.
+            run("debugfs", &["-w", "-R", "rm /a/b/key"], &raw);
+            assert_eq!((all(&raw, KEY)[0], named(&raw, &[key])), (key, vec![None]));
         }
+    }
+
+    #[test]
+    fn room_that_was_set_aside_and_never_written_is_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = filesystem(dir.path(), &["-b", "4096"]);
+        let key = all(&raw, KEY)[0];
+        // The file gives up the block and gets it back, to be written some day.
+        run("debugfs", &["-w", "-R", "punch /a/b/key 1 1"], &raw);
+        run("debugfs", &["-w", "-R", "fallocate /a/b/key 1 1"], &raw);
+        assert!(run("debugfs", &["-R", "stat /a/b/key"], &raw).contains(&format!("(1[u]):{}", key / 4096)));
+        assert_eq!(all(&raw, KEY), [key]);
+        assert_eq!(named(&raw, &[key]), [None]);
     }
 
     #[test]
     fn no_filesystem_makes_it_panic_or_go_on_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        // Without checksums, changes are not seen at the door.
-        let raw = filesystem(dir.path(), &["-O", "^metadata_csum", "-b", "1024", "-N", "64"]);
+        let raw = filesystem(dir.path(), &["-b", "1024", "-J", "size=1"]);
         let (good, mut mutator) = (fs::read(&raw).unwrap(), Mutator::from_env());
         let used: Vec<usize> =
             (0..good.len() / 1024).filter(|n| good[n * 1024..][..1024].iter().any(|byte| *byte != 0)).collect();
-        let odd = dir.path().join("odd");
+        let (odd, key) = (dir.path().join("odd"), all(&raw, KEY)[0]);
         for _ in 0..rounds(300) {
             let mut bytes = good.clone();
             for _ in 0..=mutator.below(3) {
@@ -187,21 +191,7 @@ pub(super) mod tests {
                 bytes[at..at + length].copy_from_slice(&changed[..length]);
             }
             fs::write(&odd, &bytes).unwrap();
-            let read: usize = found(&odd).iter().map(|(_, _, bytes)| bytes.len()).sum();
-            assert!(read <= good.len());
-        }
-    }
-
-    #[test]
-    fn a_superblock_that_promises_more_than_there_is_is_not_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        let raw = filesystem(dir.path(), &[]);
-        let good = fs::read(&raw).unwrap();
-        for (at, value) in [(BLOCKS_HIGH, 1), (LOG_BLOCK_SIZE, 60), (LOG_BLOCK_SIZE, 300), (BLOCKS_PER_GROUP, 0)] {
-            let mut bytes = good.clone();
-            bytes[SUPERBLOCK as usize + at..][..4].copy_from_slice(&u32::to_le_bytes(value));
-            fs::write(&raw, bytes).unwrap();
-            assert_eq!(found(&raw), [], "{at:#x}");
+            named(&odd, &[key]);
         }
     }
 }

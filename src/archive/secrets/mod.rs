@@ -3,10 +3,12 @@
 //!
 //! Whoever gets a snapshot gets all of it: files that were removed and not overwritten, pages of programs that ended.
 //! So bytes are searched and not files, and what is found is told with its address on the disk as the guest sees it,
-//! or in the guest's memory. Then the guest's [`files`] are searched for what was found on their disk, for their names.
+//! or in the guest's memory. Where one of the guest's [`files`] lies there, its name is told too.
 //! A secret that lies in pieces, compressed or encrypted, is not found: finding nothing proves nothing.
 
+mod ext4;
 mod files;
+mod journal;
 mod patterns;
 mod search;
 
@@ -23,10 +25,14 @@ use crate::sys::process;
 use patterns::Pattern;
 use search::Search;
 
+pub use files::InFile;
+
 /// The most different secrets that are told of.
 const MAX_FINDINGS: usize = 100;
 /// The most places that are told of each.
 const MAX_PLACES: usize = 4;
+/// The most that are noted of each on one disk, to tell those in files.
+const MAX_NOTED: usize = 64;
 /// The shortest and the longest string that can be searched for, in bytes.
 pub const WANTED: std::ops::RangeInclusive<usize> = 4..=256;
 
@@ -50,8 +56,7 @@ pub struct Finding {
     pub shown: String,
     /// How many times it is there.
     pub count: u64,
-    /// The first files that it is in, if it is in any, and then the first places on disks and in memory, also those of
-    /// the files.
+    /// Some places, those in files first.
     pub places: Vec<Place>,
 }
 
@@ -61,18 +66,19 @@ pub struct Place {
     /// `disk root`, `guest memory`, or a file of the snapshot.
     #[serde(rename = "in")]
     pub within: String,
-    /// The path of one of the guest's files on that disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    /// The offset in the file, on the disk as the guest sees it, or the guest-physical address.
+    /// The offset on the disk as the guest sees it, the guest-physical address, or the offset in the file.
     pub offset: u64,
+    /// The guest's file that lies there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<InFile>,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.file {
-            Some(file) => write!(f, "{file} at {:#x}", self.offset),
-            None => write!(f, "{} at {:#x}", self.within, self.offset),
+        let Place { within, offset, file } = self;
+        match file {
+            Some(InFile { path, offset }) => write!(f, "{within}: {path} at {offset:#x}"),
+            None => write!(f, "{within} at {offset:#x}"),
         }
     }
 }
@@ -88,135 +94,99 @@ pub fn scan(store: &Store, snapshot: &Snapshot, wanted: &[String], watch: Watch<
         total = total.saturating_add(store.bytes_in(snapshot, None)?);
     }
     let mut found = Found::new(wanted);
-    found.feed(Source::all(MANIFEST), 0, &manifest.to_bytes()?);
-    found.end(Source::all(MANIFEST));
-    let mut read = |found: &mut Found, from: Source<'_>, at: u64, bytes: &[u8]| {
+    found.feed(MANIFEST, 0, &manifest.to_bytes()?);
+    found.end(MANIFEST);
+    let mut read = |found: &mut Found, within: &str, at: u64, bytes: &[u8]| {
         if process::interrupted() {
             return ControlFlow::Break(());
         }
-        found.feed(from, at, bytes);
-        watch(Progress { what: from.within, done: found.notes.report.searched_bytes.min(total), total: Some(total) });
+        found.feed(within, at, bytes);
+        watch(Progress { what: within, done: found.report.searched_bytes.min(total), total: Some(total) });
         ControlFlow::Continue(())
     };
     for disk in &manifest.disks {
-        let name = format!("disk {}", disk.device);
-        found.notes.begin_disk();
-        store.read_disk(snapshot, disk, &mut |at, bytes| read(&mut found, Source::all(&name), at, bytes))?;
-        found.end(Source::all(&name));
-        if found.notes.wants_names() {
-            files::read(store.open_disk(snapshot, disk)?, &mut |path, at, bytes| {
-                let file = Source { within: &name, file: Some(path) };
-                if !bytes.is_empty() {
-                    return read(&mut found, file, at, bytes);
-                }
-                found.end(file);
-                if found.notes.wants_names() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
+        let within = format!("disk {}", disk.device);
+        store.read_disk(snapshot, disk, &mut |at, bytes| read(&mut found, &within, at, bytes))?;
+        found.end(&within);
+        let places = found.places(&within).map(|place| place.offset).collect::<Vec<_>>();
+        if !places.is_empty() {
+            let files = files::at(store.open_disk(snapshot, disk)?, places);
+            found.places(&within).for_each(|place| place.file = files.get(&place.offset).cloned());
         }
     }
     if manifest.memory.is_some() {
-        let memory = Source::all("guest memory");
-        store.read_memory(snapshot, &mut |at, bytes| read(&mut found, memory, at, bytes))?;
-        found.end(memory);
+        let within = "guest memory";
+        store.read_memory(snapshot, &mut |at, bytes| read(&mut found, within, at, bytes))?;
+        found.end(within);
     }
-    if process::interrupted() { Err(Error::Interrupted) } else { Ok(found.notes.report()) }
+    if process::interrupted() { Err(Error::Interrupted) } else { Ok(found.report()) }
 }
 
-/// Where bytes come from that are searched: some place, or a file there.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    within: &'a str,
-    file: Option<&'a str>,
-}
-
-impl Source<'_> {
-    fn all(within: &str) -> Source<'_> {
-        Source { within, file: None }
-    }
-}
-
-/// A search, and what it found so far.
+/// What was found so far.
 struct Found {
     search: Search,
-    notes: Notes,
+    known: HashMap<(&'static str, Digest), usize>,
+    report: Report,
 }
 
 impl Found {
     fn new(wanted: &[String]) -> Found {
-        Found { search: Search::new(patterns::all(wanted)), notes: Notes::default() }
+        Found { search: Search::new(patterns::all(wanted)), known: HashMap::new(), report: Report::default() }
     }
 
-    fn feed(&mut self, from: Source<'_>, at: u64, bytes: &[u8]) {
-        let Found { search, notes } = self;
-        if from.file.is_none() {
-            notes.report.searched_bytes = notes.report.searched_bytes.saturating_add(bytes.len() as u64);
-        }
-        search.feed(at, bytes, &mut |pattern, offset, secret| notes.add(pattern, from, offset, secret));
+    fn feed(&mut self, within: &str, at: u64, bytes: &[u8]) {
+        self.report.searched_bytes = self.report.searched_bytes.saturating_add(bytes.len() as u64);
+        let Found { search, known, report } = self;
+        search.feed(at, bytes, &mut |pattern, offset, secret| note(known, report, pattern, (within, offset), secret));
     }
 
     /// Nothing follows in this place.
-    fn end(&mut self, from: Source<'_>) {
-        let Found { search, notes } = self;
-        search.end(&mut |pattern, offset, secret| notes.add(pattern, from, offset, secret));
-    }
-}
-
-/// What was found.
-#[derive(Default)]
-struct Notes {
-    known: HashMap<(&'static str, Digest), usize>,
-    report: Report,
-    /// For each finding, how many of its places on the disk that is being searched no file has been named for.
-    unnamed: Vec<u64>,
-}
-
-impl Notes {
-    fn begin_disk(&mut self) {
-        self.unnamed.clear();
+    fn end(&mut self, within: &str) {
+        let Found { search, known, report } = self;
+        search.end(&mut |pattern, offset, secret| note(known, report, pattern, (within, offset), secret));
     }
 
-    /// Whether something was found on the disk that was not found in a file of it yet.
-    fn wants_names(&self) -> bool {
-        self.unnamed.iter().any(|count| *count > 0)
+    /// The places that are noted there.
+    fn places(&mut self, within: &str) -> impl Iterator<Item = &mut Place> {
+        let all = self.report.findings.iter_mut().flat_map(|finding| &mut finding.places);
+        all.filter(move |place| place.within == within)
     }
 
-    /// All of it, files first.
+    /// All of it, with the places in files first.
     fn report(mut self) -> Report {
-        self.report.findings.iter_mut().for_each(|finding| finding.places.sort_by_key(|place| place.file.is_none()));
+        for finding in &mut self.report.findings {
+            finding.places.sort_by_key(|place| place.file.is_none());
+            finding.places.truncate(MAX_PLACES);
+        }
         self.report
     }
+}
 
-    fn add(&mut self, pattern: &Pattern, from: Source<'_>, offset: u64, secret: &[u8]) {
-        let key = (pattern.kind, Digest::of(secret));
-        let findings = &mut self.report.findings;
-        let number = match self.known.get(&key) {
-            Some(number) => *number,
-            // It has been counted where the file lies, or it lies there in pieces.
-            None if from.file.is_some() => return,
-            None if findings.len() < MAX_FINDINGS => {
-                let shown = (pattern.show)(secret);
-                findings.push(Finding { kind: pattern.kind, shown, count: 0, places: Vec::new() });
-                self.known.insert(key, findings.len() - 1);
-                findings.len() - 1
-            }
-            None => {
-                self.report.more += 1;
-                return;
-            }
-        };
-        self.unnamed.resize(findings.len(), 0);
-        let finding = &mut findings[number];
-        match from.file {
-            Some(_) => self.unnamed[number] = self.unnamed[number].saturating_sub(1),
-            None => {
-                finding.count += 1;
-                self.unnamed[number] += 1;
-            }
+fn note(
+    known: &mut HashMap<(&'static str, Digest), usize>,
+    report: &mut Report,
+    pattern: &Pattern,
+    (within, offset): (&str, u64),
+    secret: &[u8],
+) {
+    let key = (pattern.kind, Digest::of(secret));
+    let finding = match known.get(&key) {
+        Some(at) => report.findings.get_mut(*at),
+        None if report.findings.len() < MAX_FINDINGS => {
+            known.insert(key, report.findings.len());
+            let shown = (pattern.show)(secret);
+            report.findings.push(Finding { kind: pattern.kind, shown, count: 0, places: Vec::new() });
+            report.findings.last_mut()
         }
-        let same_kind = finding.places.iter().filter(|place| place.file.is_some() == from.file.is_some());
-        if same_kind.count() < MAX_PLACES {
-            finding.places.push(Place { within: from.within.into(), file: from.file.map(Into::into), offset });
-        }
+        None => None,
+    };
+    let Some(finding) = finding else {
+        report.more += 1;
+        return;
+    };
+    finding.count += 1;
+    if finding.places.iter().filter(|place| place.within == within).count() < MAX_NOTED {
+        finding.places.push(Place { within: within.into(), offset, file: None });
     }
 }
 
@@ -262,7 +232,7 @@ mod tests {
         let anna = anna.publish(&store);
         let report = scan(&store, &anna, &["purrrr".into()], &mut |_| {}).unwrap();
         let shown: Vec<_> = report.findings.iter().map(|one| (one.kind, one.count, &one.places[..])).collect();
-        let place = |within: &str, offset| Place { within: within.into(), file: None, offset };
+        let place = |within: &str, offset| Place { within: within.into(), offset, file: None };
         let key = [place("disk root", 65536 + 100), place("guest memory", PAGE + 8)];
         assert_eq!(shown, [("AWS key", 2, &key[..]), ("wanted", 1, &[place("guest memory", PAGE + 99)][..])]);
         assert!(!report.findings[0].shown.contains("IOSFODNN7EXAMPLE"), "it is masked");
@@ -282,21 +252,20 @@ mod tests {
         let report = scan(&store, &kitten.publish(&store), &[], &mut |_| {}).unwrap();
         let key = &report.findings[0];
         let places: Vec<_> = key.places.iter().map(ToString::to_string).collect();
-        assert_eq!((report.findings.len(), key.count, places.len()), (1, 2, 3), "{places:?}");
-        // In the file, where the file lies, and where none is.
-        assert_eq!((places[0].as_str(), key.places[1].offset % 4096), ("/a/b/key at 0x1388", 5000 % 4096));
-        assert_eq!(key.places[2], Place { within: "disk root".into(), file: None, offset: at + 101 });
+        assert_eq!((report.findings.len(), key.count, places.len()), (1, 2, 2), "{places:?}");
+        assert_eq!((places[0].as_str(), key.places[0].offset % 1024), ("disk root: /a/b/key at 0x1388", 5000 % 1024));
+        assert_eq!(key.places[1], Place { within: "disk root".into(), file: None, offset: at + 101 });
     }
 
     #[test]
     fn results_are_bounded() {
-        let (mut found, x) = (Found::new(&[]), Source::all("x"));
+        let (mut found, x) = (Found::new(&[]), "x");
         for number in 0..1000 {
             found.feed(x, number * 100, format!(" AKIA{number:016} ").as_bytes());
             found.feed(x, number * 100 + 50, b" AKIAIOSFODNN7EXAMPLE ");
         }
         found.end(x);
-        let report = &found.notes.report;
+        let report = &found.report();
         assert_eq!((report.findings.len(), report.more), (MAX_FINDINGS, 1000 + 1 - MAX_FINDINGS as u64));
         assert_eq!((report.findings[1].count, report.findings[1].places.len()), (1000, MAX_PLACES));
     }

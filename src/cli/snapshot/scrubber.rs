@@ -1,7 +1,7 @@
 //! The machine that scrubs: made for one disk, in this process, and gone with it.
 //!
 //! It boots the snapshot's own kernel with this Catnap's guest program, has the disk in it and does not run on it. So
-//! a filesystem that may come from a stranger is read by a kernel in a machine and by nothing of this host, its
+//! a filesystem that may come from a stranger is changed by a kernel in a machine and by nothing of this host, its
 //! journal is played back, and its blocks are freed by who knows best how.
 
 use std::io;

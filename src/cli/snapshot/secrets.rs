@@ -33,7 +33,7 @@ pub fn rows(name: &str, report: &Report) -> Vec<Vec<String>> {
     let plain = |text: &str| ui::harmless(text.as_bytes()).replace(['\n', '\t'], " ");
     let row = |finding: &secrets::Finding| {
         let mut places: Vec<String> = finding.places.iter().map(|place| plain(&place.to_string())).collect();
-        if finding.count > finding.places.iter().filter(|place| place.file.is_none()).count() as u64 {
+        if finding.count > finding.places.len() as u64 {
             places.push("…".into());
         }
         vec![name.into(), finding.kind.into(), plain(&finding.shown), finding.count.to_string(), places.join(", ")]

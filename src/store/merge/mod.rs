@@ -71,7 +71,7 @@ type Heir<'a> = (&'a [String], &'a Snapshot);
 fn heirs<'a>(family: &'a Family, digest: &Digest) -> Result<Vec<Heir<'a>>, Error> {
     let mut affected = BTreeSet::from([*digest]);
     let mut heirs: Vec<Heir<'a>> = Vec::new();
-    let mut next = vec![*digest];
+    let (mut next, mut refusal, mut above) = (vec![*digest], None, Vec::new());
     while let Some(needed) = next.pop() {
         let (of, mut by) = (family.get(&needed).map_or_else(|| needed.short(), super::Listed::name), Vec::new());
         for dependent in family.dependents(&needed) {
@@ -82,8 +82,13 @@ fn heirs<'a>(family: &'a Family, digest: &Digest) -> Result<Vec<Heir<'a>>, Error
             }
         }
         if !by.is_empty() {
-            return Err(Error::Needed { of, by, above: family.above(&needed, &BTreeSet::new()) });
+            above.extend(by.iter().cloned());
+            refusal.get_or_insert((of, by));
         }
+    }
+    if let Some((of, by)) = refusal {
+        // The snapshots need not go: they are made anew.
+        return Err(Error::Needed { of, by, above });
     }
     affected.remove(digest);
     // No manifest can hold a digest that depends on its own, so there is always one whose needs are met.
@@ -297,7 +302,8 @@ mod tests {
         let [_, monday, _, wednesday] = chain(&store);
         store.create_machine(&spec("dora"), &wednesday).unwrap();
         let refused = store.merge_snapshot(&monday.digest, |_| {});
-        assert!(matches!(&refused, Err(Error::Needed { of, .. }) if of == "ben@wednesday"), "{refused:?}");
+        let Err(Error::Needed { of, above, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!((of.as_str(), above.len(), above[0].name()), ("ben@wednesday", 1, "dora"));
         store.remove_machine(&"dora".parse().unwrap()).unwrap();
         let layer = monday.dir.join("root-1.qcow2");
         let mut bytes = fs::read(&layer).unwrap();
