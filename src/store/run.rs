@@ -68,9 +68,9 @@ impl RunLock {
     }
 
     /// Records that the machine runs now. Whoever looks sees it. At its first run, it is on the disk only after
-    /// [`Machine::settle_run`]: what is there until then says nothing else after a power cut.
+    /// [`super::Machine::settle_run`]: what is there until then says nothing else after a power cut.
     pub fn started(&self) -> Result<(), Error> {
-        let is_first = Run::read(&self.run)?.is_some_and(|run| run.pid == 0);
+        let is_first = matches!(Run::read(&self.run), Ok(Some(Run { pid: 0, .. })));
         let bytes = Run { pid: std::process::id(), ..Run::begins()? }.bytes(&self.run)?;
         match is_first {
             true => write_soon(&self.run, &bytes)?,
