@@ -37,7 +37,7 @@ mod ui;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Command, Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::control::{Code, Failure};
 use crate::spec::Name;
@@ -46,6 +46,9 @@ use home::House;
 
 /// What a verb comes to: the exit code, or what went wrong.
 type Outcome = Result<ExitCode, Failure>;
+
+/// A line of this length, in bytes, goes on in the next.
+const FULL: usize = 60;
 
 /// The exit code after Ctrl-C (128 + SIGINT), as shells expect it.
 const INTERRUPTED: u8 = 130;
@@ -148,7 +151,7 @@ pub fn main() -> ExitCode {
         ["monitor", name, snapshot] => return monitor::main(name, Some(snapshot)),
         _ => {}
     }
-    let verb = quickly(&std::env::args_os().skip(1).collect::<Vec<_>>()).unwrap_or_else(|| Cli::parse().verb);
+    let verb = quickly(&std::env::args_os().skip(1).collect::<Vec<_>>()).unwrap_or_else(parse);
     let outcome = match verb {
         Verb::Run(args) => run::run(args),
         Verb::Ps(args) => ps::run(args),
@@ -199,6 +202,34 @@ fn quickly(words: &[OsString]) -> Option<Verb> {
     }
 }
 
+/// Reads the words of the command line as clap does, and lets it explain.
+fn parse() -> Verb {
+    let matches = flowing(Cli::command()).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).verb
+}
+
+/// What is said behind the options has the lines of our source. Here its paragraphs become a line each, which clap breaks
+/// where the terminal ends.
+fn flowing(command: Command) -> Command {
+    let text = command.get_after_help().map(|text| flow(&text.to_string()));
+    command.mut_subcommands(flowing).after_help(text.unwrap_or_default())
+}
+
+/// Joins lines of text; what is indented, or begins behind a short line, stands for itself.
+fn flow(text: &str) -> String {
+    let mut flowing: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    for line in text.lines() {
+        let is_text = !line.is_empty() && !line.starts_with(' ');
+        match flowing.last_mut().filter(|_| goes_on && is_text) {
+            Some(paragraph) => *paragraph += &format!(" {line}"),
+            None => flowing.push(line.into()),
+        }
+        goes_on = is_text && line.len() >= FULL;
+    }
+    flowing.join("\n")
+}
+
 /// Does something to several machines, one after the other; those that fail do not keep the others from it.
 /// The exit code is that of the first failure.
 fn each<T>(names: &[T], mut act: impl FnMut(&T) -> Result<(), Failure>) -> Outcome {
@@ -243,6 +274,19 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn help_flows_into_the_terminal_that_there_is() {
+        let long = "x".repeat(FULL);
+        let text = format!("{long}\nends.\n\nExamples:\n  {long}\n  catnap ps\nshort\nx");
+        assert_eq!(flow(&text), format!("{long} ends.\n\nExamples:\n  {long}\n  catnap ps\nshort\nx"));
+        let shown =
+            flowing(Cli::command()).try_get_matches_from(["catnap", "resize", "--help"]).unwrap_err().to_string();
+        assert!(
+            shown.contains("asked to take or to give back vCPUs and\nmemory, and this command returns when"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn the_grouped_help_has_every_verb_with_its_own_words_and_no_other() {
