@@ -13,6 +13,7 @@ const NOTE: usize = 40;
 /// List snapshots
 #[derive(clap::Args)]
 #[command(after_help = "\
+The kinds:
   live      memory and disks: its machine goes on where it was
   crash     disks alone, as a power cut would have left them
   quiesced  disks alone, of a guest whose filesystems were frozen
