@@ -23,7 +23,7 @@ fn a_colleague_wakes_it_as_somebody_else() {
     catnap(&["snapshot export", "anna@two", archive]).refuses(4, &["Nobody is there to be asked"]);
     let told = catnap(&["snapshot export", "anna@two", archive, "--yes", "--json"]).succeeds();
     // Anna's own key is in the kitten image on purpose.
-    let told = told.says(&["private key", "public key", "disk root at 0x"]);
+    let told = told.says(&["private key", "public key", "disk root: /root/.ssh/id_ed25519 at 0x0"]);
     let exported = told.json();
     println!("    {} of {} bytes, {} s", exported["bytes"], exported["content_bytes"], exported["seconds"]);
 
