@@ -14,12 +14,16 @@ powercut() {
     export CATNAP_LAB=${CATNAP_LAB:-$root/target/soak-lab}
     build_catnap
     build_kitten "$root/target/test-home"
-    "$root/scripts/lab" status >/dev/null 2>&1 || "$root/scripts/lab" up --memory 4G
-    carry "$root/target/test-home" $soak_home
-    in_lab 'catnap rm --force anna bella >/dev/null 2>&1; catnap run kitten --name anna --timeout 300 >/dev/null'
     promised=$(mktemp)
     # shellcheck disable=SC2064 # the name is known now
     trap "rm -f '$promised'" EXIT
+    if ! "$root/scripts/lab" status >/dev/null 2>&1; then
+        "$root/scripts/lab" up --memory 4G
+        # shellcheck disable=SC2064
+        trap "rm -f '$promised'; '$root/scripts/lab' down" EXIT
+    fi
+    carry "$root/target/test-home" $soak_home
+    in_lab 'catnap rm --force anna bella >/dev/null 2>&1; catnap run kitten --name anna --timeout 300 >/dev/null'
     for ((round = 1; round <= rounds; round++)); do
         take_until_the_power_goes "$round" "$promised"
         after_the_power_came_back "$round" "$promised"
