@@ -1,5 +1,7 @@
 //! What went wrong in the rooms below, with the next step to try.
 
+use std::collections::BTreeSet;
+
 use crate::control::{Code, Failure};
 use crate::store::Dependent;
 use crate::{archive, disk, image, oci, snapshot, store};
@@ -40,8 +42,9 @@ impl From<store::Error> for Failure {
 /// The commands that remove all that depends on a snapshot.
 fn remove_first(above: &[Dependent]) -> String {
     let names = |wanted: fn(&&Dependent) -> bool| {
-        let names: Vec<_> = above.iter().filter(wanted).map(Dependent::name).collect();
-        names.join(" ")
+        // A machine can need several of those that are in question.
+        let names: BTreeSet<_> = above.iter().filter(wanted).map(Dependent::name).collect();
+        names.into_iter().collect::<Vec<_>>().join(" ")
     };
     let machines = names(|by| matches!(by, Dependent::Machine { .. }));
     let snapshots = names(|by| matches!(by, Dependent::Snapshot { .. }));

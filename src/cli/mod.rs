@@ -212,7 +212,11 @@ fn parse() -> Verb {
 /// where the terminal ends.
 fn flowing(command: Command) -> Command {
     let text = command.get_after_help().map(|text| flow(&text.to_string()));
-    command.mut_subcommands(flowing).after_help(text.unwrap_or_default())
+    let command = command.mut_subcommands(flowing);
+    match text {
+        Some(text) => command.after_help(text),
+        None => command,
+    }
 }
 
 /// Joins lines of text; what is indented, or begins behind a short line, stands for itself.

@@ -209,8 +209,7 @@ impl Monitor {
 fn tidy(store: &Store, stored: &store::Machine, host: &Host) {
     // On a host with few CPUs the guest would have to wait for it.
     host.wait(Wait::Agent, NOTES);
-    let settled = stored.settle_run().map_err(|error| error.to_string());
-    if let Err(error) = settled.and_then(|()| Record::settle(&stored.dir).map_err(|error| error.to_string())) {
+    if let Err(error) = stored.settle_run().and_then(|()| Ok(Record::settle(&stored.dir)?)) {
         tracing::warn!("that this machine runs is perhaps not known after a power cut: {error}");
     }
     host.wait(Wait::Agent, START_UP);

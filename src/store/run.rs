@@ -14,7 +14,6 @@
 //! A machine is made to run. So it has a `run.json` from its beginning, without a monitor: its first run need not wait
 //! until the disk has another.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,12 +22,11 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use crate::sys::files::{At, read_bounded, write_atomically, write_soon};
 use crate::sys::lock::FileLock;
+use crate::sys::process;
 
 /// The file's name in the machine's folder, and the most bytes that it has.
 pub const RUN: &str = "run.json";
 const MAX_FILE: u64 = 4096;
-/// What the kernel calls this boot of the host (random(4)).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What a machine is doing, as far as its files tell. Whether a running one is paused, its monitor knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +87,7 @@ impl RunLock {
 impl Run {
     /// That of a machine that nobody has run yet.
     pub fn begins() -> Result<Run, Error> {
-        let path = Path::new(BOOT_ID);
-        let boot_id = fs::read_to_string(path).at("read", path)?.trim().into();
+        let boot_id = process::boot_id().at("read", Path::new(process::BOOT_ID))?;
         Ok(Run { boot_id, pid: 0, ended: false })
     }
 

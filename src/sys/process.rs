@@ -11,9 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The longest readiness report, in bytes.
 const MAX_REPORT: u64 = 64 * 1024;
 
-/// The kernel's random id of this boot of the host; another one after a restart (proc(5)).
+/// Where [`boot_id`] is read (random(4)).
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The kernel's random id of this boot of the host; another one after a restart.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 
 /// The host's monotonic clock in microseconds: the same for all processes of one boot.
