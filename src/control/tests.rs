@@ -194,7 +194,7 @@ fn a_resize_keeps_what_was_not_given_and_stays_in_the_envelope() {
     for (wanted, code, hint) in [
         (Resize { cpus: Some(5), memory: None }, Code::Refused, "--cold --cpus 5 --memory 256M"),
         (Resize { cpus: None, memory: Some(128 << 20) }, Code::Refused, "catnap start anna"),
-        (Resize { cpus: None, memory: Some(257 << 20) }, Code::Usage, "--memory 1G"),
+        (Resize { cpus: None, memory: Some(257 << 20) }, Code::Usage, "--memory 258M"),
     ] {
         let Err(Error::Failure(failure)) = house.client.resize(wanted) else { panic!("{wanted:?} was not refused") };
         assert_eq!(failure.code, code);

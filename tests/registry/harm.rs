@@ -166,6 +166,12 @@ fn what_is_changed_or_lost_in_the_registry_is_refused_by_name() {
         assert!(again["sent_chunks"].as_u64().unwrap() <= 1, "{again}");
         pull(&there, &source);
     }
+    // A registry that loses its power as it notes that it has a blob has an empty note, and cannot tell any more: that
+    // one is sent again, and noted.
+    let digest = &blobs(&registry.artifact(&pushed))[2];
+    fs::write(registry.note(digest), "").unwrap();
+    assert_eq!(push(&here, "anna@monday", &registry.at("monday"))["sent_chunks"], 1);
+    pull(&House::new(), &registry.at("monday"));
     // The manifest itself.
     let (there, path) = (House::new(), registry.blob(pushed["artifact"].as_str().unwrap()));
     fs::write(&path, "{}").unwrap();

@@ -80,6 +80,12 @@ impl Registry {
         self.dir().join("storage/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
+    /// The file that says that the repository has this blob.
+    pub fn note(&self, digest: &str) -> PathBuf {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        self.dir().join("storage/docker/registry/v2/repositories/cats/anna/_layers/sha256").join(hex).join("link")
+    }
+
     /// How many blobs there are, manifests among them.
     pub fn blobs(&self) -> usize {
         let entries = |path: PathBuf| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
