@@ -22,7 +22,6 @@ mod signed;
 mod tests;
 
 use std::io;
-use std::thread;
 
 pub use export::Outgoing;
 pub use import::{Arrived, Naming, import};
@@ -32,6 +31,7 @@ use crate::oci;
 use crate::snapshot::{self, KeyError, Manifest, PublicKey};
 use crate::store;
 use crate::sys::files;
+use crate::sys::process;
 
 /// What the names of archives end in.
 pub const SUFFIX: &str = ".catnap";
@@ -163,5 +163,5 @@ fn padding(size: u64) -> usize {
 
 /// How many threads compress or decompress here.
 fn threads() -> usize {
-    thread::available_parallelism().map_or(1, |count| count.get()).min(MAX_THREADS)
+    process::cpus().min(MAX_THREADS)
 }

@@ -74,6 +74,8 @@ pub fn run(args: Args) -> Outcome {
     }
     let mut restored = Vec::with_capacity(clones.len());
     for (name, forwards) in clones {
+        let begun = process::monotonic_us();
+        let monitor = restore::begin(&house, &snapshot, &name, false)?;
         let plan = Plan {
             snapshot: &snapshot,
             name,
@@ -86,7 +88,7 @@ pub fn run(args: Args) -> Outcome {
             settings: Setting::gather(&args.settings),
             timeout: args.patience.time(),
         };
-        let clone = restore::carry_out(&house, plan, process::monotonic_us())?;
+        let clone = restore::carry_out(&house, plan, monitor, begun)?;
         if !args.json {
             ui::data(start::announcement(&house.machine(&clone.name)?.spec))?;
         }

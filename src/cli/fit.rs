@@ -1,8 +1,5 @@
 //! The size in which a snapshot becomes a machine, and what cannot be had.
 
-use std::fs::File;
-use std::io::Read;
-
 use super::cpu;
 use super::restore::Plan;
 use crate::control::{Code, Failure};
@@ -10,6 +7,7 @@ use crate::machine::{self, Shape};
 use crate::snapshot;
 use crate::spec::{Ephemeral, MEMORY_STEP, MachineSpec, Size};
 use crate::store;
+use crate::sys::hex;
 
 /// The machine that a snapshot becomes, in the size that is wanted.
 pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<MachineSpec, Failure> {
@@ -56,10 +54,7 @@ pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<
 
 /// A machine id that nobody has had.
 pub fn new_machine_id() -> Result<String, Failure> {
-    let mut bytes = [0; 16];
-    let read = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
-    read.map_err(|error| Failure::while_doing("/dev/urandom", error))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    hex::random(16).map_err(|error| Failure::while_doing("/dev/urandom", error))
 }
 
 /// Why a disk cannot be smaller.

@@ -73,11 +73,13 @@ pub fn check(house: &House, spec: &MachineSpec) -> Result<(), Failure> {
 
 /// The monitor of a machine that may still have to be made. It has a VM of KVM made for it meanwhile, and reads what the
 /// machine wakes from; the one takes milliseconds of waiting for the kernel, and the other of waiting for the disk.
-/// Dropped, it ends.
+/// Dropped, for want of a machine, it ends, and its log goes if nobody has written to it.
 pub struct Begun {
     monitor: Detached,
     log: PathBuf,
     from: From,
+    /// Whether it has its machine, and stays.
+    goes_on: bool,
 }
 
 impl Begun {
@@ -89,13 +91,22 @@ impl Begun {
             None => (vec!["monitor", name.as_str()], From::Disk),
             Some(snapshot) => (vec!["monitor", name.as_str(), snapshot], From::Nap),
         };
-        let monitor = process::spawn_detached(&program, &words, &log)
+        let alone = process::cpus() == 1;
+        let mut monitor = process::spawn_detached(&program, &words, &log)
             .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
-        Ok(Begun { monitor, log, from })
+        // A lone CPU would stay with this process. There is more for it to do while the monitor waits for KVM.
+        if alone {
+            monitor.wait_until_busy();
+        }
+        Ok(Begun { monitor, log, from, goes_on: false })
     }
+}
 
-    /// Ends it, for want of a machine. A log that nobody has written to goes too.
-    pub fn give_up(mut self) {
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.goes_on {
+            return;
+        }
         let _ = self.monitor.kill();
         if logs::length(&self.log) == 0 && fs::remove_file(&self.log).is_ok() {
             // Other logs keep their folder.
@@ -112,8 +123,7 @@ pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Sta
 }
 
 /// The same with a monitor that was begun before.
-pub fn go_on(house: &House, machine: &Machine, begun: Begun, timeout: Duration) -> Result<Status, Failure> {
-    let Begun { mut monitor, log, from } = begun;
+pub fn go_on(house: &House, machine: &Machine, mut begun: Begun, timeout: Duration) -> Result<Status, Failure> {
     // The monitor asks for the same files. Whatever must be made for that is made here, by a process that
     // does not stay, so that it does not count among the monitor's memory.
     house.files(machine)?;
@@ -125,17 +135,18 @@ pub fn go_on(house: &House, machine: &Machine, begun: Begun, timeout: Duration) 
         timeout,
         console_before: logs::length(&console),
         console,
-        monitor_log: log,
-        progress: ui::Progress::begin(format!("{} {name}", from.verb())),
-        verb: from.verb(),
+        monitor_log: begun.log.clone(),
+        progress: ui::Progress::begin(format!("{} {name}", begun.from.verb())),
+        verb: begun.from.verb(),
     };
-    monitor.go_on();
-    let booted = boot.ready(&mut monitor).and_then(|()| match timeout {
+    begun.goes_on = true;
+    begun.monitor.go_on();
+    let booted = boot.ready(&mut begun.monitor).and_then(|()| match timeout {
         Duration::ZERO => Ok(boot.client.status()?),
         _ => boot.answering(),
     });
     if booted.is_err() {
-        boot.end(&mut monitor);
+        boot.end(&mut begun.monitor);
     }
     booted
 }

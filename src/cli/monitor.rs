@@ -39,10 +39,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Is the monitor of the machine `name` until its guest has ended; gives the process's exit code. With `nap`, a
 /// snapshot's digest, the machine wakes in place of booting.
 pub fn main(name: &str, nap: Option<&str>) -> ExitCode {
+    let detached = process::detach().map_err(|error| Failure::while_doing("the root folder", error));
     // Before any thread starts: all of them leave these signals to the one that waits for them.
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
-    match signals.map_err(|error| Failure::while_doing("signals", error)).and_then(|signals| be(name, nap, signals)) {
+    let signals = signals.map_err(|error| Failure::while_doing("signals", error));
+    match detached.and(signals).and_then(|signals| be(name, nap, signals)) {
         Ok(Ended::Crash { why }) => {
             tracing::error!("the guest crashed: {why}");
             ExitCode::from(Code::Failed as u8)
@@ -135,6 +137,8 @@ fn start(name: &Name, nap: Option<&str>) -> Result<Monitor, Failure> {
 
 /// Reads what the machine wakes from; when that machine is there, takes it and opens its control socket.
 fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
+    // By now another thread has asked KVM for a VM.
+    process::busy();
     let house = House::open()?;
     let origin = match nap {
         None => Ok(Origin::Boot),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::fit::{fit, ratchet};
 use super::home::House;
+use super::launch::Begun;
 use super::sizes::{self, Wanted};
 use super::snapshot::{create, import};
 use super::{Outcome, checks, console, cpu, disk, launch, start, stop, ui};
@@ -156,9 +157,8 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Whether the guest goes on; otherwise it boots.
     fn resumes(&self) -> bool {
-        self.snapshot.manifest.kind == Kind::Live && !self.cold
+        resumes(self.snapshot, self.cold)
     }
 
     /// The machine that the snapshot becomes, or why it cannot.
@@ -184,10 +184,12 @@ pub fn run(args: Args) -> Outcome {
     let begun = process::monotonic_us();
     process::catch_interrupts();
     let house = House::open()?;
-    let snapshot = find(&house, &args.snapshot, args.plain_http)?;
+    let snapshot = locate(&house, &args.snapshot, args.plain_http)?;
     let original = original(&snapshot);
     let nameless = || Failure::new(Code::Usage, "the snapshot tells no machine's name").hint("--name NAME");
     let name = args.name.clone().or_else(|| original.clone()).ok_or_else(nameless)?;
+    let monitor = begin(&house, &snapshot, &name, args.cold)?;
+    check_files(&house, &snapshot)?;
     let mut plan = Plan {
         snapshot: &snapshot,
         name: name.clone(),
@@ -226,7 +228,7 @@ pub fn run(args: Args) -> Outcome {
     // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
     let elsewhere = house.store().has_arrived(&snapshot.digest);
     plan.new_identity = !args.keep_identity && (elsewhere || original.is_none_or(|original| original != name));
-    let restored = match carry_out(&house, plan, begun) {
+    let restored = match carry_out(&house, plan, monitor, begun) {
         Ok(restored) => restored,
         Err(failure) => {
             gone.map_or(Ok(()), Gone::put_back)?;
@@ -252,18 +254,38 @@ pub fn run(args: Args) -> Outcome {
 /// The snapshot that is meant, with no file changed of it or of what it lies over. One in a file or a registry is
 /// brought here first; from a registry elsewhere only by `plain_http` without encryption.
 pub fn find(house: &House, reference: &str, plain_http: bool) -> Result<Snapshot, Failure> {
-    let store = house.store();
+    let snapshot = locate(house, reference, plain_http)?;
+    check_files(house, &snapshot)?;
+    Ok(snapshot)
+}
+
+/// The same, before its files are looked at.
+pub fn locate(house: &House, reference: &str, plain_http: bool) -> Result<Snapshot, Failure> {
     if let Some(snapshot) = import::bring(house, reference, plain_http)? {
         return Ok(snapshot);
     }
-    let snapshot = store.resolve(reference).map_err(|error| match error {
+    house.store().resolve(reference).map_err(|error| match error {
         store::Error::NoSnapshot(_) => Failure::from(error).hint("catnap snapshot ls"),
         other => other.into(),
-    })?;
-    for needed in store.needed_by(&snapshot)? {
-        store.verify_quickly(&needed)?;
-    }
-    Ok(snapshot)
+    })
+}
+
+/// Checks that no file has changed of a snapshot or of what it lies over.
+pub fn check_files(house: &House, snapshot: &Snapshot) -> Result<(), Failure> {
+    let store = house.store();
+    store.needed_by(snapshot)?.iter().try_for_each(|needed| Ok(store.verify_quickly(needed)?))
+}
+
+/// Begins the monitor of the machine that the snapshot becomes. Before all that must hold is looked at: what a monitor waits
+/// for longest is a VM of KVM, in which there is nothing yet of the snapshot.
+pub fn begin(house: &House, snapshot: &Snapshot, name: &Name, cold: bool) -> Result<Begun, Failure> {
+    let digest = snapshot.digest.to_string();
+    Begun::new(house, name, resumes(snapshot, cold).then_some(digest.as_str()))
+}
+
+/// Whether the guest goes on; otherwise it boots.
+fn resumes(snapshot: &Snapshot, cold: bool) -> bool {
+    snapshot.manifest.kind == Kind::Live && !cold
 }
 
 /// The machine that was snapshotted.
@@ -271,21 +293,14 @@ pub fn original(snapshot: &Snapshot) -> Option<Name> {
     snapshot.manifest.name.split('@').next()?.parse().ok()
 }
 
-/// Makes the machine and starts it. When that fails, nothing of it stays behind.
-pub fn carry_out(house: &House, plan: Plan<'_>, begun: u64) -> Result<Restored, Failure> {
+/// Makes the machine and starts it with the monitor that was begun for it. When that fails, nothing of it stays behind.
+pub fn carry_out(house: &House, plan: Plan<'_>, monitor: Begun, begun: u64) -> Result<Restored, Failure> {
     let (manifest, resumed) = (&plan.snapshot.manifest, plan.resumes());
     let spec = plan.check()?;
     sizes::warn_of_many(spec.cpus);
     launch::check(house, &spec)?;
-    let digest = plan.snapshot.digest.to_string();
-    let monitor = launch::Begun::new(house, &spec.name, resumed.then_some(digest.as_str()))?;
-    let machine = match house.store().create_machine_sized(&spec, plan.snapshot, plan.disk_size.map(Size::bytes)) {
-        Ok(machine) => machine,
-        Err(error) => {
-            monitor.give_up();
-            return Err(ratchet(error));
-        }
-    };
+    let disk_size = plan.disk_size.map(Size::bytes);
+    let machine = house.store().create_machine_sized(&spec, plan.snapshot, disk_size).map_err(ratchet)?;
     // A guest that changes its size answers when it has done so.
     let waits = !plan.timeout.is_zero();
     let patience = if resumed && waits { plan.timeout + SETTLING } else { plan.timeout };

@@ -4,6 +4,7 @@ use super::ui;
 use crate::control::protocol::Resized;
 use crate::control::{Code, Failure};
 use crate::spec::{Flavor, MachineSpec, Name, Size};
+use crate::sys::process;
 
 /// Another size for a machine.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -38,7 +39,7 @@ impl Wanted {
 
 /// How many processors this host has.
 pub fn host_cpus() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+    process::cpus() as u32
 }
 
 /// Warns of more vCPUs than the host has processors: allowed, for they only take turns.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Buffer, Disk, Error};
 use crate::sys::files::At;
-use crate::sys::tmpfs;
+use crate::sys::{hex, tmpfs};
 
 /// The digits of an id.
 const ID: usize = 32;
@@ -43,9 +43,7 @@ pub struct Mark {
 
 impl Mark {
     fn new() -> io::Result<Mark> {
-        let mut bytes = [0; ID / 2];
-        io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-        Ok(Mark { id: bytes.iter().map(|byte| format!("{byte:02x}")).collect(), writes: 0 })
+        Ok(Mark { id: hex::random(ID / 2)?, writes: 0 })
     }
 
     /// Whether it can have been made by [`Mark::new`]: it becomes part of a file's name.

@@ -1,7 +1,7 @@
 //! Tells the guest's agent that its machine woke: what time it is, and that it may be one of many now. When the
 //! machine is to wake in another size, waits for that too, before anybody is let in.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use catnap_guest::protocol::{Hello, Identity, Reply, Request, Settings, VERSION,
 use super::resize::Asked;
 use super::{Machine, agent, lock};
 use crate::devices::virtio::vsock::Handle;
+use crate::sys::hex;
 use crate::sys::thread::small;
 
 /// How long the agent may take for one answer; its hooks have ten seconds.
@@ -126,18 +127,11 @@ fn wake(wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
     Ok(Wake {
         // One more than it was, whatever that is: to ask first would cost the guest as much as the wake itself.
         generation: 0,
-        entropy: random_hex(32)?,
+        entropy: hex::random(32)?,
         identity: wakeup.identity.clone(),
         settings: wakeup.settings.clone(),
         ephemeral,
         // Last, so that it is as late as can be.
         realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),
     })
-}
-
-/// So many bytes of the host's entropy, in hexadecimal.
-fn random_hex(count: usize) -> io::Result<String> {
-    let mut bytes = vec![0; count];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

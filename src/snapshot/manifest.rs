@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::format::{self, Read};
 use super::{Cpu, Digest, Machine};
 use crate::sys::files::{self, At};
 
@@ -258,17 +259,11 @@ impl Manifest {
 
     /// Reads and checks a manifest; `path` is for messages.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Manifest, Error> {
-        /// All that a later format still promises.
-        #[derive(Deserialize)]
-        struct Only {
-            format: u32,
-        }
         let json = |source| Error::Json { path: path.into(), source };
-        let Only { format } = serde_json::from_slice(bytes).map_err(json)?;
-        if format > Manifest::FORMAT {
-            return Err(Error::Later { path: path.into(), format });
-        }
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(json)?;
+        let manifest = match format::read(bytes, Manifest::FORMAT, |it: &Manifest| it.format).map_err(json)? {
+            Read::Known(manifest) => manifest,
+            Read::Later(format) => return Err(Error::Later { path: path.into(), format }),
+        };
         manifest.check().map_err(|why| Error::Unsound { path: path.into(), why })?;
         Ok(manifest)
     }

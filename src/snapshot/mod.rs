@@ -4,6 +4,7 @@
 //! the digest of the manifest's exact bytes, and the manifest holds the digests of the files.
 
 mod digest;
+mod format;
 #[cfg(test)]
 mod fuzz;
 mod machine;

@@ -8,6 +8,7 @@ use ed25519_dalek::{Signature as Bytes, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::Digest;
+use crate::sys::hex;
 
 /// What is signed besides the digest, so that no signature for something else is one for a snapshot.
 const PURPOSE: &str = "catnap snapshot 1\n";
@@ -53,7 +54,7 @@ impl Signature {
     /// Whether the key has signed the snapshot with this digest.
     pub fn check(&self, digest: &Digest) -> Result<(), KeyError> {
         let wrong = || KeyError::Wrong(self.key);
-        let bytes = unhex::<64>(&self.signature).ok_or_else(wrong)?;
+        let bytes = hex::decode_array::<64>(&self.signature).ok_or_else(wrong)?;
         let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| wrong())?;
         key.verify_strict(message(digest).as_bytes(), &Bytes::from_bytes(&bytes)).map_err(|_| wrong())
     }
@@ -73,18 +74,18 @@ impl SecretKey {
     /// Signs a snapshot.
     pub fn sign(&self, digest: &Digest) -> Signature {
         let signature = self.0.sign(message(digest).as_bytes());
-        Signature { key: self.public(), signature: hex(&signature.to_bytes()) }
+        Signature { key: self.public(), signature: hex::encode(&signature.to_bytes()) }
     }
 
     /// How it is kept in a file.
     pub fn to_text(&self) -> String {
-        format!("{SECRET_PREFIX}{}\n", hex(&self.0.to_bytes()))
+        format!("{SECRET_PREFIX}{}\n", hex::encode(&self.0.to_bytes()))
     }
 
     /// Reads what [`SecretKey::to_text`] gave.
     pub fn from_text(text: &str) -> Result<SecretKey, KeyError> {
         let digits = text.trim().strip_prefix(SECRET_PREFIX).ok_or(KeyError::Secret)?;
-        Ok(SecretKey::from_random(unhex(digits).ok_or(KeyError::Secret)?))
+        Ok(SecretKey::from_random(hex::decode_array(digits).ok_or(KeyError::Secret)?))
     }
 }
 
@@ -97,7 +98,7 @@ impl FromStr for PublicKey {
 
     fn from_str(text: &str) -> Result<PublicKey, KeyError> {
         let wrong = || KeyError::Public(text.chars().take(100).flat_map(char::escape_debug).collect());
-        let bytes = text.strip_prefix(PREFIX).and_then(unhex::<32>).ok_or_else(wrong)?;
+        let bytes = text.strip_prefix(PREFIX).and_then(hex::decode_array::<32>).ok_or_else(wrong)?;
         let key = VerifyingKey::from_bytes(&bytes).map_err(|_| wrong())?;
         // With such a key anybody's signature is right.
         if key.is_weak() { Err(wrong()) } else { Ok(PublicKey(bytes)) }
@@ -106,7 +107,7 @@ impl FromStr for PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", hex(&self.0))
+        write!(f, "{PREFIX}{}", hex::encode(&self.0))
     }
 }
 
@@ -130,22 +131,6 @@ impl From<PublicKey> for String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |byte: u8| (byte as char).to_digit(16).filter(|_| !byte.is_ascii_uppercase());
-    if text.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +152,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Signature>(&text).unwrap(), signature);
         // A signature of the digest alone is none.
         let bare = anna.0.sign(monday.to_string().as_bytes());
-        assert!(Signature { signature: hex(&bare.to_bytes()), ..signature }.check(&monday).is_err());
+        assert!(Signature { signature: hex::encode(&bare.to_bytes()), ..signature }.check(&monday).is_err());
     }
 
     #[test]

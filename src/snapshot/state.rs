@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::format::{self, Read};
+
 /// The file's name.
 pub const STATE: &str = "machine.state";
 /// The longest file, in bytes: 64 vCPUs take about 1 MiB.
@@ -80,20 +82,9 @@ impl Default for MachineState {
 impl MachineState {
     /// Reads a document. The parts are looked at when they are taken.
     pub fn parse(bytes: &[u8]) -> Result<MachineState, StateError> {
-        #[derive(Deserialize)]
-        struct Only {
-            format: u32,
-        }
-        let state = match serde_json::from_slice::<MachineState>(bytes) {
-            Ok(state) if state.format <= FORMAT => state,
-            // A later one may have any shape, and only its format is known then.
-            other => {
-                let Only { format } = serde_json::from_slice(bytes)?;
-                if format > FORMAT {
-                    return Err(StateError::Version { kind: "format".into(), found: format, known: FORMAT });
-                }
-                other?
-            }
+        let state = match format::read(bytes, FORMAT, |it: &MachineState| it.format)? {
+            Read::Known(state) => state,
+            Read::Later(found) => return Err(StateError::Version { kind: "format".into(), found, known: FORMAT }),
         };
         match state.parts.len() {
             0..=MAX_PARTS => Ok(state),

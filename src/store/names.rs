@@ -51,6 +51,13 @@ impl Store {
         let Some(digits) = reference.strip_prefix(Digest::PREFIX) else {
             return self.named(reference);
         };
+        if let Ok(digest) = reference.parse() {
+            return if self.snapshot_dir(&digest).exists() {
+                Ok(digest)
+            } else {
+                Err(Error::NoSnapshot(reference.into()))
+            };
+        }
         let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if !hexadecimal || !(MIN_DIGITS..=64).contains(&digits.len()) {
             return Err(Error::Reference(reference.into()));

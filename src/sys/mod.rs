@@ -2,6 +2,7 @@
 
 pub mod files;
 pub mod fork;
+pub mod hex;
 pub mod home;
 pub mod kick;
 pub mod limits;

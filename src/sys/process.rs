@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 /// The longest readiness report, in bytes.
 const MAX_REPORT: u64 = 64 * 1024;
@@ -17,6 +19,13 @@ pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The kernel's random id of this boot of the host; another one after a restart.
 pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
+}
+
+/// How many CPUs this process can keep busy; 1 when nobody tells. It is asked once: the kernel lets nobody read the file in
+/// which that is, `/proc/self/cgroup`, for the milliseconds that it takes to make a VM of KVM.
+pub fn cpus() -> usize {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// The host's monotonic clock in microseconds: the same for all processes of one boot.
@@ -32,29 +41,41 @@ pub struct Detached {
     child: Child,
 }
 
-/// Starts `program` in a session of its own, so that neither this terminal's signals nor its end reach it.
+/// Starts `program`, which is to [`detach`] itself, so that neither this terminal's signals nor its end reach it. That is
+/// not done for it between fork and exec: so this process's memory need not be copied for the fork.
 /// Its standard input is a pipe by which it may be told to go on ([`Detached::go_on`], [`wait_for_word`]), its standard
 /// error is appended to `log`, and its standard output is the readiness pipe: the process writes its report there and
 /// then calls [`end_report`].
 pub fn spawn_detached(program: &Path, args: &[&str], log: &Path) -> io::Result<Detached> {
     let log = File::options().append(true).create(true).open(log)?;
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
     // What is relative to this folder would mean another one there.
     if let Some(home) = std::env::var_os("CATNAP_HOME").filter(|home| !home.is_empty()) {
         command.env("CATNAP_HOME", std::path::absolute(home)?);
     }
-    // SAFETY: between fork and exec only what signal-safety(7) allows may run; setsid is such a call.
-    unsafe {
-        command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
-    }
     Ok(Detached { child: command.spawn()? })
+}
+
+/// Called in the detached process, first of all: leaves the session and the folder of whoever started it. One that leads a
+/// group of processes, since a shell started it, stays in its session.
+pub fn detach() -> io::Result<()> {
+    // SAFETY: it touches no memory. The kernel refuses it to leaders of a group, and for no other reason (setsid(2)).
+    unsafe { libc::setsid() };
+    std::env::set_current_dir("/")
 }
 
 impl Detached {
     /// The process's id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it has said that it is [`busy`], or has died, which its report tells.
+    pub fn wait_until_busy(&mut self) {
+        if let Some(pipe) = &mut self.child.stdout {
+            let _ = pipe.read(&mut [0]);
+        }
     }
 
     /// Lets it go on that waits for this. One that has died meanwhile says so by its report.
@@ -78,6 +99,13 @@ impl Detached {
         self.child.kill()?;
         self.child.wait().map(drop)
     }
+}
+
+/// Called in the detached process: says that it is well under way, by a blank in front of its report.
+pub fn busy() {
+    let mut out = io::stdout().lock();
+    // Whoever is not there to hear it is missed soon enough.
+    let _ = out.write_all(b"\n").and_then(|()| out.flush());
 }
 
 /// Called in the detached process: waits until it may go on. `false` when nobody is there any more who could say so.
@@ -164,19 +192,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_detached_process_has_a_session_of_its_own_and_reports() {
+    fn a_detached_process_reports_and_has_a_log() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let script = "read x || echo no input; cut -d' ' -f6 /proc/$$/stat; echo \"$$\"; echo to the log >&2";
+        let script = "read x || echo no input; echo \"$$\"; echo to the log >&2";
         let mut child = spawn_detached(Path::new("/bin/sh"), &["-c", script], &log).unwrap();
         drop(child.child.stdin.take());
         let report = String::from_utf8(child.report().unwrap()).unwrap();
         let words: Vec<_> = report.lines().map(str::trim).collect();
-        assert_eq!(words[0], "no input");
-        assert_eq!(words[1], words[2], "the session is named after its first process");
-        assert_eq!(words[2], child.id().to_string());
+        assert_eq!(words, ["no input", &child.id().to_string()]);
         child.child.wait().unwrap();
         assert_eq!(fs::read_to_string(log).unwrap(), "to the log\n");
+    }
+
+    #[test]
+    fn whoever_detaches_has_a_session_and_a_folder_of_its_own() {
+        let task = || {
+            let mut folder = [0_u8; 8];
+            let detached = detach().is_ok();
+            // SAFETY: both only ask the kernel, and the folder's name has room.
+            let own = unsafe {
+                libc::getcwd(folder.as_mut_ptr().cast(), folder.len());
+                libc::getsid(0) == libc::getpid()
+            };
+            u8::from(!(detached && own && folder.starts_with(b"/\0")))
+        };
+        // SAFETY: the task makes system calls, and a path of one character needs no allocation.
+        let mut child = unsafe { crate::sys::fork::fork([], task) }.unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //! 127.0.0.1 (DNS rebinding). So a request must name a loopback host, know the token, and, where the browser says
 //! from where it comes, come from the dashboard's own page.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use axum::http::{HeaderMap, StatusCode};
 
 use crate::snapshot::Digest;
+use crate::sys::hex;
 
 /// Why a request is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,7 @@ impl Refusal {
 
 /// Sixteen random bytes, in hexadecimal.
 pub fn secret() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    hex::random(16)
 }
 
 /// What opens the page of one machine and nothing else, derived from a secret: no page can tell that of another.

@@ -1,4 +1,4 @@
-//! A restore refuses what is not as it was, by name, and before KVM or a machine's folder is touched.
+//! A restore refuses what is not as it was, by name, before any of it comes to KVM, and leaves nothing.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -73,6 +73,8 @@ fn whatever_is_changed_is_refused_by_name_before_anything_is_touched() {
                 assert_eq!(said.code, Some(6), "{of}'s {name} was {how}: {words}: {said:?}");
                 assert!(said.err.contains(name), "{of}'s {name} was {how}: {said:?}");
                 assert_eq!(store.machines().unwrap().len(), 0);
+                let logs = fs::read_dir(house.path().join("state/logs")).map_or(0, Iterator::count);
+                assert_eq!(logs, 0, "the monitor that was begun meanwhile has left something");
             }
         }
     }

@@ -2,7 +2,7 @@
 //! console and sleeps for ever. So it runs on any KVM that takes a guest at all, and needs no image.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 
 use super::house::{House, said, soon};
@@ -47,8 +47,8 @@ pub fn monitor(house: &House) -> (Child, String) {
     let mut child = child.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     let mut report = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut report).unwrap();
-    (child, report)
+    child.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    (child, report.trim().to_owned())
 }
 
 #[test]

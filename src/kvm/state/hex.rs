@@ -6,6 +6,8 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::sys::hex;
+
 /// A structure of the kernel, saved as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plain<T>(pub T);
@@ -16,7 +18,7 @@ pub struct Bytes(pub Vec<u8>);
 
 impl<T: IntoBytes + Immutable> Serialize for Plain<T> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&encode(self.0.as_bytes()))
+        to.serialize_str(&hex::encode(self.0.as_bytes()))
     }
 }
 
@@ -33,7 +35,7 @@ impl<'de, T: FromBytes> Deserialize<'de> for Plain<T> {
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let end = self.0.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        to.serialize_str(&encode(&self.0[..end]))
+        to.serialize_str(&hex::encode(&self.0[..end]))
     }
 }
 
@@ -41,28 +43,6 @@ impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
         read(from).map(Bytes)
     }
-}
-
-/// The digits. A guest stands still while its registers are written down, so no formatter is asked.
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
-
-fn encode(bytes: &[u8]) -> String {
-    let digit = |nibble: u8| DIGITS[usize::from(nibble)] as char;
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-fn decode(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
-    };
-    let mut bytes = Vec::with_capacity(text.len() / 2);
-    for pair in text.as_bytes().chunks(2) {
-        bytes.push(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
-    }
-    Some(bytes)
 }
 
 /// The bytes that a string stands for, without a copy of the string where its reader has one.
@@ -76,7 +56,7 @@ fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
-            decode(text).ok_or_else(|| E::custom("not hexadecimal"))
+            hex::decode(text).ok_or_else(|| E::custom("not hexadecimal"))
         }
     }
     from.deserialize_str(Hex)
