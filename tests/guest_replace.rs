@@ -67,4 +67,14 @@ fn what_it_did_until_the_end_is_kept_and_a_failure_puts_it_back() {
     println!("    {acknowledged} were acknowledged, {found} found");
     assert!(acknowledged > 0 && found >= acknowledged, "{acknowledged} were acknowledged, {found} found");
     assert_eq!(anna.sh("ls /root/counted /root/mine 2>/dev/null || true"), "");
+
+    // The new monitor has a log of its own, a session of its own, and no folder that it holds.
+    let log = catnap(&["logs --monitor anna"]).text();
+    assert!(log.contains("anna runs with"), "{log}");
+    let pid = anna.everything()["pid"].to_string();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its monitor");
+    // Behind its name: state, parent, group, session (proc(5)).
+    let session = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(3));
+    assert_eq!(session, Some(pid.as_str()), "{stat}");
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).expect("a folder").to_str(), Some("/"));
 }

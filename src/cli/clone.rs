@@ -62,20 +62,22 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     process::catch_interrupts();
     let house = House::open()?;
-    let snapshot = restore::find(&house, &args.snapshot, args.plain_http)?;
-    if snapshot.manifest.kind == Kind::Live {
-        cpu::wakes_here(&snapshot)?;
-    }
-    checks::kvm_quickly()?;
+    let snapshot = restore::locate(&house, &args.snapshot, args.plain_http)?;
     let clones = plan(&args)?;
     // All names first: half of a class is worth less than a clear no.
     if let Some((name, _)) = clones.iter().find(|(name, _)| house.store().machine(name).is_ok()) {
         return Err(crate::store::Error::MachineTaken(name.clone()).into());
     }
+    let mut early = clones.first().map(|(name, _)| restore::begin(&snapshot, name, false)).transpose()?;
+    restore::check_files(&house, &snapshot)?;
+    if snapshot.manifest.kind == Kind::Live {
+        cpu::wakes_here(&snapshot)?;
+    }
+    checks::kvm_quickly()?;
     let mut restored = Vec::with_capacity(clones.len());
     for (name, forwards) in clones {
         let begun = process::monotonic_us();
-        let monitor = restore::begin(&house, &snapshot, &name, false)?;
+        let monitor = early.take().map_or_else(|| restore::begin(&snapshot, &name, false), Ok)?;
         let plan = Plan {
             snapshot: &snapshot,
             name,

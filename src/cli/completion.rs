@@ -1,8 +1,9 @@
 //! `catnap completion`: what a shell needs to complete verbs, options, and the names of machines and snapshots.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Outcome, ui};
@@ -22,10 +23,30 @@ pub struct Args {
     shell: Shell,
 }
 
+/// The verbs, each with an option behind which a value comes, as a pattern of the shell.
+fn options_with_values() -> String {
+    fn gather(verb: &str, command: &Command, found: &mut BTreeSet<String>) {
+        let takes_value = |arg: &&Arg| !arg.is_positional() && arg.get_action().takes_values();
+        for arg in command.get_arguments().filter(takes_value) {
+            found.extend(arg.get_long().map(|long| format!("{verb}\\ --{long}")));
+            found.extend(arg.get_short().map(|short| format!("{verb}\\ -{short}")));
+        }
+        command.get_subcommands().for_each(|nested| gather(verb, nested, found));
+    }
+    let mut found = BTreeSet::new();
+    Cli::command().get_subcommands().for_each(|verb| gather(verb.get_name(), verb, &mut found));
+    found.into_iter().collect::<Vec<_>>().join("|")
+}
+
 /// Bash: where the generated function has nothing to offer for a verb that takes machines or snapshots, their names.
 const BASH: &str = r#"
 _catnap_with_machines() {
     _catnap "$@"
+    local before=${COMP_WORDS[COMP_CWORD-1]}
+    [[ $before != = ]] || before=${COMP_WORDS[COMP_CWORD-2]}
+    case "${COMP_WORDS[1]} $before" in
+        OPTIONS_WITH_VALUES) return ;;
+    esac
     case "${COMP_WORDS[1]}" in
         inspect|start|stop|rm|logs|console|exec|pause|resume|resize|load)
             if [[ "${COMP_WORDS[COMP_CWORD]}" != -* ]]; then
@@ -67,7 +88,7 @@ pub fn run(args: Args) -> Outcome {
     clap_complete::generate(args.shell, &mut Cli::command(), "catnap", &mut script);
     let mut script = String::from_utf8_lossy(&script).into_owned();
     match args.shell {
-        Shell::Bash => script += BASH,
+        Shell::Bash => script += &BASH.replace("OPTIONS_WITH_VALUES", &options_with_values()),
         Shell::Fish => script += FISH,
         Shell::Zsh => script = with_machines_for_zsh(&script),
         _ => {}

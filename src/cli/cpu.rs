@@ -1,4 +1,4 @@
-//! Whether this host's CPU will do. It is asked itself, before KVM is.
+//! Whether this host's CPU will do. It is asked itself, and not KVM.
 
 use super::ui;
 use crate::control::{Code, Failure};

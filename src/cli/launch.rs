@@ -1,6 +1,5 @@
 //! Boots a machine that exists: starts its monitor and waits until the guest's agent answers.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -73,10 +72,9 @@ pub fn check(house: &House, spec: &MachineSpec) -> Result<(), Failure> {
 
 /// The monitor of a machine that may still have to be made. It has a VM of KVM made for it meanwhile, and reads what the
 /// machine wakes from; the one takes milliseconds of waiting for the kernel, and the other of waiting for the disk.
-/// Dropped, for want of a machine, it ends, and its log goes if nobody has written to it.
+/// Dropped, for want of a machine, it ends.
 pub struct Begun {
     monitor: Detached,
-    log: PathBuf,
     from: From,
     /// Whether it has its machine, and stays.
     goes_on: bool,
@@ -84,33 +82,27 @@ pub struct Begun {
 
 impl Begun {
     /// Starts the monitor of the machine `name`, which is to wake from `snapshot` if that is given.
-    pub fn new(house: &House, name: &Name, snapshot: Option<&str>) -> Result<Begun, Failure> {
-        let log = house.store().monitor_log(name)?;
+    pub fn new(name: &Name, snapshot: Option<&str>) -> Result<Begun, Failure> {
         let program = std::env::current_exe().map_err(|error| Failure::while_doing("this program's path", error))?;
         let (words, from) = match snapshot {
             None => (vec!["monitor", name.as_str()], From::Disk),
             Some(snapshot) => (vec!["monitor", name.as_str(), snapshot], From::Nap),
         };
         let alone = process::cpus() == 1;
-        let mut monitor = process::spawn_detached(&program, &words, &log)
+        let mut monitor = process::spawn_detached(&program, &words)
             .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;
         // A lone CPU would stay with this process. There is more for it to do while the monitor waits for KVM.
         if alone {
             monitor.wait_until_busy();
         }
-        Ok(Begun { monitor, log, from, goes_on: false })
+        Ok(Begun { monitor, from, goes_on: false })
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if self.goes_on {
-            return;
-        }
-        let _ = self.monitor.kill();
-        if logs::length(&self.log) == 0 && fs::remove_file(&self.log).is_ok() {
-            // Other logs keep their folder.
-            let _ = self.log.parent().map(fs::remove_dir);
+        if !self.goes_on {
+            let _ = self.monitor.kill();
         }
     }
 }
@@ -119,7 +111,7 @@ impl Drop for Begun {
 /// fails, nothing of it runs any more.
 pub fn launch(house: &House, machine: &Machine, timeout: Duration) -> Result<Status, Failure> {
     check(house, &machine.spec)?;
-    go_on(house, machine, Begun::new(house, &machine.spec.name, None)?, timeout)
+    go_on(house, machine, Begun::new(&machine.spec.name, None)?, timeout)
 }
 
 /// The same with a monitor that was begun before.
@@ -135,7 +127,7 @@ pub fn go_on(house: &House, machine: &Machine, mut begun: Begun, timeout: Durati
         timeout,
         console_before: logs::length(&console),
         console,
-        monitor_log: begun.log.clone(),
+        monitor_log: machine.monitor_log()?,
         progress: ui::Progress::begin(format!("{} {name}", begun.from.verb())),
         verb: begun.from.verb(),
     };
@@ -179,6 +171,7 @@ impl Boot<'_> {
         match serde_json::from_slice(&report) {
             Ok(Report::Ready { .. }) => Ok(()),
             Ok(Report::Failed(failure)) => Err(failure),
+            Err(_) if process::interrupted() => Err(Failure::new(Code::Failed, "interrupted")),
             Err(_) => {
                 let tail = logs::tail(&self.monitor_log, TAIL);
                 let why = format!("the monitor of {} died at its start\n{}", self.machine.spec.name, tail.trim_end());

@@ -63,11 +63,14 @@ pub fn main(name: &str, nap: Option<&str>) -> ExitCode {
 fn be(name: &str, nap: Option<&str>, signals: Signals) -> Result<Ended, Failure> {
     let name = name.parse::<Name>().map_err(|error| Failure::new(Code::Usage, error.to_string()));
     let started = name.and_then(|name| start(&name, nap));
-    report(match &started {
+    let reported = report(match &started {
         Ok(_) => Report::Ready { pid: std::process::id() },
         Err(failure) => Report::Failed(failure.clone()),
-    })?;
-    Ok(started?.attend(signals))
+    });
+    // Why it did not start comes before that nobody was there to hear it.
+    let started = started?;
+    reported?;
+    Ok(started.attend(signals))
 }
 
 fn report(report: Report) -> Result<(), Failure> {
@@ -137,7 +140,7 @@ fn start(name: &Name, nap: Option<&str>) -> Result<Monitor, Failure> {
 
 /// Reads what the machine wakes from; when that machine is there, takes it and opens its control socket.
 fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
-    // By now another thread has asked KVM for a VM.
+    // By now another thread asks KVM for a VM, or is about to.
     process::busy();
     let house = House::open()?;
     let origin = match nap {
@@ -148,6 +151,7 @@ fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
         return Err(Failure::new(Code::Failed, "whoever started this monitor has gone away"));
     }
     let stored = house.machine(name)?;
+    process::log_to(&stored.monitor_log()?).map_err(|error| Failure::while_doing("the monitor's log", error))?;
     let lock = stored.lock()?;
     // What an earlier monitor left half done when it was killed.
     disk::tidy(&stored.disk()).map_err(Failure::from)?;
@@ -161,6 +165,9 @@ fn prepare(name: &Name, nap: Option<&str>) -> Result<Prepared, Failure> {
     let (server, listener) = Server::bind(&path).map_err(socket)?;
     server.serve(listener, Limits::default(), Arc::new(Api(Arc::clone(&host)))).map_err(socket)?;
     let origin = origin.and_then(|origin| {
+        if let Origin::Wake(saved) = &origin {
+            saved.check_files()?;
+        }
         // What a killed monitor left behind.
         stored.sweep_media()?;
         let (asked, wanted) = (stored.clone(), &stored.spec.ephemeral);

@@ -188,7 +188,17 @@ pub fn run(args: Args) -> Outcome {
     let original = original(&snapshot);
     let nameless = || Failure::new(Code::Usage, "the snapshot tells no machine's name").hint("--name NAME");
     let name = args.name.clone().or_else(|| original.clone()).ok_or_else(nameless)?;
-    let monitor = begin(&house, &snapshot, &name, args.cold)?;
+    let there = match house.store().machine(&name) {
+        Err(store::Error::NoMachine(_)) => None,
+        Ok(_) | Err(store::Error::BadMachine { .. }) if !args.replace => {
+            return Err(Failure::from(store::Error::MachineTaken(name.clone()))
+                .hint(format!("--replace, which snapshots {name} first, or --name NAME")));
+        }
+        Err(error @ store::Error::BadMachine { .. }) => Some(Err(error)),
+        machine => Some(Ok(machine?)),
+    };
+    // With another one in its place there is more to do first than to wait for KVM.
+    let early = there.is_none().then(|| begin(&snapshot, &name, args.cold)).transpose()?;
     check_files(&house, &snapshot)?;
     let mut plan = Plan {
         snapshot: &snapshot,
@@ -205,9 +215,9 @@ pub fn run(args: Args) -> Outcome {
     // Before a machine makes way for one that cannot be.
     plan.check()?;
     checks::kvm_quickly()?;
-    let gone = match house.store().machine(&name) {
-        Err(store::Error::NoMachine(_)) => None,
-        Ok(machine) if args.replace => {
+    let gone = match there {
+        None => None,
+        Some(Ok(machine)) => {
             if plan.forwards.is_empty() {
                 plan.forwards = machine.spec.forwards.clone();
             }
@@ -215,20 +225,16 @@ pub fn run(args: Args) -> Outcome {
             check_in_its_place(&house, &plan, &machine)?;
             Some(make_way(&house, &machine, !args.no_safety, wanted)?)
         }
-        Err(store::Error::BadMachine { .. }) if args.replace => {
+        Some(Err(_)) => {
             house.store().remove_machine(&name)?;
             None
         }
-        Ok(_) | Err(store::Error::BadMachine { .. }) => {
-            return Err(Failure::from(store::Error::MachineTaken(name.clone()))
-                .hint(format!("--replace, which snapshots {name} first, or --name NAME")));
-        }
-        Err(error) => return Err(error.into()),
     };
     // Of a snapshot that came from elsewhere, nobody here knows whether the original still runs.
     let elsewhere = house.store().has_arrived(&snapshot.digest);
     plan.new_identity = !args.keep_identity && (elsewhere || original.is_none_or(|original| original != name));
-    let restored = match carry_out(&house, plan, monitor, begun) {
+    let monitor = early.map_or_else(|| begin(&snapshot, &name, args.cold), Ok);
+    let restored = match monitor.and_then(|monitor| carry_out(&house, plan, monitor, begun)) {
         Ok(restored) => restored,
         Err(failure) => {
             gone.map_or(Ok(()), Gone::put_back)?;
@@ -278,9 +284,9 @@ pub fn check_files(house: &House, snapshot: &Snapshot) -> Result<(), Failure> {
 
 /// Begins the monitor of the machine that the snapshot becomes. Before all that must hold is looked at: what a monitor waits
 /// for longest is a VM of KVM, in which there is nothing yet of the snapshot.
-pub fn begin(house: &House, snapshot: &Snapshot, name: &Name, cold: bool) -> Result<Begun, Failure> {
+pub fn begin(snapshot: &Snapshot, name: &Name, cold: bool) -> Result<Begun, Failure> {
     let digest = snapshot.digest.to_string();
-    Begun::new(house, name, resumes(snapshot, cold).then_some(digest.as_str()))
+    Begun::new(name, resumes(snapshot, cold).then_some(digest.as_str()))
 }
 
 /// Whether the guest goes on; otherwise it boots.

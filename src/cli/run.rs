@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(short, long)]
     name: Option<Name>,
     /// A size by name: kitten (1 vCPU, 256M), cat (2, 512M) or tiger (4, 1G)
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory"])]
+    #[arg(long, value_name = "NAME", value_parser = sizes::flavors(), hide_possible_values = true, conflicts_with_all = ["cpus", "memory"])]
     flavor: Option<Flavor>,
     /// How many vCPUs [default: 1]
     #[arg(short, long, value_name = "N")]

@@ -1,5 +1,7 @@
 //! Sizes as they are asked for on the command line, and what is said of those that were not reached.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::ui;
 use crate::control::protocol::Resized;
 use crate::control::{Code, Failure};
@@ -16,7 +18,7 @@ pub struct Wanted {
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<Size>,
     /// A size by name: kitten (1 vCPU, 256M), cat (2, 512M) or tiger (4, 1G)
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory"])]
+    #[arg(long, value_name = "NAME", value_parser = flavors(), hide_possible_values = true, conflicts_with_all = ["cpus", "memory"])]
     flavor: Option<Flavor>,
 }
 
@@ -35,6 +37,11 @@ impl Wanted {
     pub fn is_some(&self) -> bool {
         self.cpus().is_some() || self.memory().is_some()
     }
+}
+
+/// Reads the name of a flavor, so that shells can complete it.
+pub fn flavors() -> impl TypedValueParser<Value = Flavor> {
+    PossibleValuesParser::new(Flavor::ALL.map(Flavor::name)).try_map(|name| name.parse::<Flavor>())
 }
 
 /// How many processors this host has.

@@ -1,7 +1,8 @@
 //! What a machine wakes from: its state and its memory, read from a snapshot and from those that it is a
 //! difference to, all of it checked before anything of it reaches KVM.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vm_memory::GuestAddress;
@@ -34,9 +35,32 @@ pub struct Saved {
     pub(super) memory: GuestMemory,
     pub(super) base: Digest,
     pub(super) shape: Shape,
+    /// The files that its memory is in.
+    files: Vec<Opened>,
+}
+
+/// A file, as it was opened.
+struct Opened {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
 }
 
 impl Saved {
+    /// Checks that its memory is in the files that have these names now. Whoever checked the files by their names has then
+    /// checked these.
+    pub fn check_files(&self) -> Result<(), Error> {
+        let is_it = |file: &&Opened| {
+            fs::metadata(&file.path).is_ok_and(|now| (now.dev(), now.ino()) == (file.device, file.inode))
+        };
+        match self.files.iter().find(|file| !is_it(file)) {
+            None => Ok(()),
+            Some(Opened { path, .. }) => {
+                Err(Error::Unsound { path: path.clone(), why: "another came in its place meanwhile".into() })
+            }
+        }
+    }
+
     /// What was in its bays.
     pub fn media(&self) -> Vec<Option<MediumState>> {
         self.devices.bays.iter().map(|bay| bay.chip.medium.clone()).collect()
@@ -60,7 +84,8 @@ impl Saved {
         if ids.first() != Some(&0) || !sorted || ids.last().is_some_and(|last| *last >= shape.max_cpus) {
             return Err(unsound(format!("it has the vCPUs {ids:?}, of {} at most", shape.max_cpus)));
         }
-        Ok(Saved { vm, vcpus, devices, memory: map(layers, &shape.regions())?, base, shape })
+        let (memory, files) = map(layers, &shape.regions())?;
+        Ok(Saved { vm, vcpus, devices, memory, base, shape, files })
     }
 }
 
@@ -75,8 +100,9 @@ pub fn marks(path: &Path, state: &[u8]) -> Result<Vec<Mark>, Error> {
 pub(super) const VM_VERSION: u32 = 1;
 pub(super) const VCPU_VERSION: u32 = 1;
 
-/// Maps what the layers come to when they are laid over each other, for a machine with RAM in `regions`.
-fn map(layers: &[Layer], regions: &[(GuestAddress, u64)]) -> Result<GuestMemory, Error> {
+/// Maps what the layers come to when they are laid over each other, for a machine with RAM in `regions`; and tells the
+/// files.
+fn map(layers: &[Layer], regions: &[(GuestAddress, u64)]) -> Result<(GuestMemory, Vec<Opened>), Error> {
     let indices = layers.iter().map(|layer| {
         let index = Index::parse(&layer.index, &layer.index_path)?;
         // Checked before anything is allocated by their size.
@@ -95,5 +121,10 @@ fn map(layers: &[Layer], regions: &[(GuestAddress, u64)]) -> Result<GuestMemory,
     let indices = indices.collect::<Result<Vec<_>, Error>>()?;
     let open = |(layer, index): (&Layer, _)| Ok((index, File::open(&layer.memory).at("open", &layer.memory)?));
     let chain = layers.iter().zip(&indices).map(open).collect::<Result<Vec<_>, Error>>()?;
-    memory_file::load(&chain)
+    let opened = |(layer, (_, file)): (&Layer, &(_, File))| {
+        let found = file.metadata().at("look at", &layer.memory)?;
+        Ok(Opened { path: layer.memory.clone(), device: found.dev(), inode: found.ino() })
+    };
+    let files = layers.iter().zip(&chain).map(opened).collect::<Result<_, Error>>()?;
+    Ok((memory_file::load(&chain)?, files))
 }

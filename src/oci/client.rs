@@ -104,12 +104,9 @@ impl Client {
 
     /// Whether a blob is there. One that it sends us elsewhere for is when it is there. One of another length than this,
     /// if the registry says that, is damaged.
-    ///
-    /// One about which the registry fails, time and again, is missing: what lost its power as it noted that it has a
-    /// blob fails at that note until the blob is sent again.
     pub fn has_blob(&self, digest: &Digest, length: u64) -> Result<Presence, Error> {
         let url = self.url(&format!("blobs/{digest}"));
-        let told = self.again(|| match self.follow(Method::HEAD, &url, &[], "tell whether a blob is there") {
+        self.again(|| match self.follow(Method::HEAD, &url, &[], "tell whether a blob is there") {
             Ok(answer) => {
                 let found = header(&answer.headers, CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
                 // No blob has no bytes at all; a server that counts those of its answer may say so.
@@ -117,11 +114,7 @@ impl Client {
             }
             Err(Error::NotFound(_)) => Ok(Presence::Missing),
             Err(error) => Err(error),
-        });
-        match told {
-            Err(Error::Answer { status: 500, .. }) => Ok(Presence::Missing),
-            told => told,
-        }
+        })
     }
 
     /// A blob of this length, which is what its digest says.

@@ -22,7 +22,7 @@ use crate::snapshot::Digest;
 /// What a registry says of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It has none, or does not know of it.
+    /// It has none.
     Missing,
     /// It has it.
     Whole,

@@ -11,7 +11,7 @@ pub enum Read<T> {
     Later(u32),
 }
 
-/// Reads a document of this format or an older one. It is gone through once, unless something is wrong with it.
+/// Reads a document of this format or an older one. One that can be read is gone through once.
 pub fn read<T: DeserializeOwned>(
     bytes: &[u8],
     newest: u32,

@@ -51,6 +51,15 @@ impl Flavor {
     /// All of them, the smallest first.
     pub const ALL: [Flavor; 3] = [Flavor::Kitten, Flavor::Cat, Flavor::Tiger];
 
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Flavor::Kitten => "kitten",
+            Flavor::Cat => "cat",
+            Flavor::Tiger => "tiger",
+        }
+    }
+
     /// How many vCPUs.
     pub const fn cpus(self) -> u32 {
         match self {
@@ -72,11 +81,7 @@ impl Flavor {
 
 impl fmt::Display for Flavor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Flavor::Kitten => "kitten",
-            Flavor::Cat => "cat",
-            Flavor::Tiger => "tiger",
-        })
+        f.pad(self.name())
     }
 }
 
@@ -84,7 +89,7 @@ impl FromStr for Flavor {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Flavor, Error> {
-        let named = Flavor::ALL.into_iter().find(|flavor| flavor.to_string() == text);
+        let named = Flavor::ALL.into_iter().find(|flavor| flavor.name() == text);
         named.ok_or_else(|| Error::Flavor(text.into()))
     }
 }

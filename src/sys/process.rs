@@ -44,12 +44,11 @@ pub struct Detached {
 /// Starts `program`, which is to [`detach`] itself, so that neither this terminal's signals nor its end reach it. That is
 /// not done for it between fork and exec: so this process's memory need not be copied for the fork.
 /// Its standard input is a pipe by which it may be told to go on ([`Detached::go_on`], [`wait_for_word`]), its standard
-/// error is appended to `log`, and its standard output is the readiness pipe: the process writes its report there and
-/// then calls [`end_report`].
-pub fn spawn_detached(program: &Path, args: &[&str], log: &Path) -> io::Result<Detached> {
-    let log = File::options().append(true).create(true).open(log)?;
+/// error is this process's until it has a log ([`log_to`]), and its standard output is the readiness pipe: the process
+/// writes its report there and then calls [`end_report`].
+pub fn spawn_detached(program: &Path, args: &[&str]) -> io::Result<Detached> {
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
     // What is relative to this folder would mean another one there.
     if let Some(home) = std::env::var_os("CATNAP_HOME").filter(|home| !home.is_empty()) {
         command.env("CATNAP_HOME", std::path::absolute(home)?);
@@ -111,6 +110,14 @@ pub fn busy() {
 /// Called in the detached process: waits until it may go on. `false` when nobody is there any more who could say so.
 pub fn wait_for_word() -> bool {
     matches!(io::stdin().lock().read(&mut [0]), Ok(1..))
+}
+
+/// Called in the detached process: from now on what it says on standard error is appended to this file.
+pub fn log_to(path: &Path) -> io::Result<()> {
+    let log = File::options().append(true).create(true).open(path)?;
+    // SAFETY: the file is open, and standard error belongs to this process for as long as it lives.
+    let result = unsafe { libc::dup2(log.as_raw_fd(), libc::STDERR_FILENO) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Called in the detached process: writes the report and lets go of the pipe; from now on standard output
@@ -191,18 +198,20 @@ pub fn interrupted() -> bool {
 mod tests {
     use super::*;
 
+    fn shell(script: &str) -> Detached {
+        spawn_detached(Path::new("/bin/sh"), &["-c", script]).unwrap()
+    }
+
     #[test]
-    fn a_detached_process_reports_and_has_a_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let script = "read x || echo no input; echo \"$$\"; echo to the log >&2";
-        let mut child = spawn_detached(Path::new("/bin/sh"), &["-c", script], &log).unwrap();
-        drop(child.child.stdin.take());
-        let report = String::from_utf8(child.report().unwrap()).unwrap();
-        let words: Vec<_> = report.lines().map(str::trim).collect();
-        assert_eq!(words, ["no input", &child.id().to_string()]);
-        child.child.wait().unwrap();
-        assert_eq!(fs::read_to_string(log).unwrap(), "to the log\n");
+    fn a_detached_process_is_busy_for_a_while_and_reports() {
+        let mut child = shell("echo; read -r word; echo \"$$\"");
+        child.wait_until_busy();
+        child.go_on();
+        assert_eq!(String::from_utf8(child.report().unwrap()).unwrap(), format!("{}\n", child.id()));
+        // One that dies before that keeps nobody waiting.
+        let mut child = shell("exit 1");
+        child.wait_until_busy();
+        assert_eq!(child.report().unwrap(), b"");
     }
 
     #[test]
@@ -223,26 +232,32 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_dies_early_reports_nothing_and_does_not_hang() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut child = spawn_detached(Path::new("/bin/false"), &[], &folder.path().join("log")).unwrap();
+    fn a_detached_process_goes_on_when_it_is_told_and_ends_when_nobody_is_left_to_tell_it() {
+        let mut child = shell("read -r word && echo going on");
+        child.go_on();
+        assert_eq!(child.report().unwrap(), b"going on\n");
+        let mut child = shell("read -r word && echo going on");
+        drop(child.child.stdin.take());
         assert_eq!(child.report().unwrap(), b"");
         assert_eq!(boot_id().unwrap().len(), 36);
     }
 
     #[test]
-    fn a_detached_process_goes_on_when_it_is_told_and_ends_when_nobody_is_left_to_tell_it() {
+    fn what_is_said_goes_to_the_log_behind_what_is_there() {
         let folder = tempfile::tempdir().unwrap();
-        let waiting = || {
-            let script = "read -r word && echo going on";
-            spawn_detached(Path::new("/bin/sh"), &["-c", script], &folder.path().join("log")).unwrap()
+        let log = folder.path().join("log");
+        fs::write(&log, "before\n").unwrap();
+        let path = log.clone();
+        let task = move || {
+            let logs = log_to(&path).is_ok();
+            // SAFETY: standard error is open, and these are as many bytes.
+            let said = unsafe { libc::write(libc::STDERR_FILENO, b"after\n".as_ptr().cast(), 6) };
+            u8::from(!(logs && said == 6))
         };
-        let mut child = waiting();
-        child.go_on();
-        assert_eq!(child.report().unwrap(), b"going on\n");
-        let mut child = waiting();
-        drop(child.child.stdin.take());
-        assert_eq!(child.report().unwrap(), b"");
+        // SAFETY: the path is short, so that opening it makes system calls and no more.
+        let mut child = unsafe { crate::sys::fork::fork([libc::STDERR_FILENO], task) }.unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(fs::read_to_string(log).unwrap(), "before\nafter\n");
     }
 
     #[test]

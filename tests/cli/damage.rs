@@ -1,4 +1,4 @@
-//! A restore refuses what is not as it was, by name, before any of it comes to KVM, and leaves nothing.
+//! A restore refuses what is not as it was, by name, and leaves nothing.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -39,7 +39,7 @@ fn swap(path: &Path) {
 }
 
 #[test]
-fn whatever_is_changed_is_refused_by_name_before_anything_is_touched() {
+fn whatever_is_changed_is_refused_by_name_and_leaves_nothing() {
     // kitten ◄ anna@monday ◄ anna@tuesday, which is what is to be restored: a difference to monday's memory.
     let files = [
         ("kitten", "root-1.qcow2"),

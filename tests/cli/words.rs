@@ -112,7 +112,13 @@ fn completions_know_the_verbs_and_ask_for_machines() {
     // Where there is a bash, it must take the script, and complete names with it.
     let machine = house.machine("anna", b"");
     let folder = Path::new(env!("CARGO_BIN_EXE_catnap")).parent().unwrap();
-    for (words, name) in [("start an", machine.spec.name.as_str()), ("snapshot rm em", "empty")] {
+    for (words, name) in [
+        ("start an", machine.spec.name.as_str()),
+        ("start --attach an", machine.spec.name.as_str()),
+        ("snapshot rm em", "empty"),
+        // Behind an option its values.
+        ("restore --flavor ti", "tiger"),
+    ] {
         let try_it = format!(
             "PATH=$1:$PATH; source <(catnap completion bash); COMP_WORDS=(catnap {words}); \
              COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \

@@ -158,14 +158,16 @@ fn sender(
 /// Sends a blob that the registry does not have, or not whole. Whether that was so.
 fn send(client: &Client, blob: &Descriptor, bytes: &[u8], rehearsal: bool) -> Result<bool, Error> {
     let (digest, length) = (blob.digest, blob.size);
-    let before = client.has_blob(&digest, length)?;
-    if before == Presence::Whole {
-        return Ok(false);
-    }
+    let before = match client.has_blob(&digest, length) {
+        Ok(Presence::Whole) => return Ok(false),
+        // A registry that lost its power as it noted that it has a blob fails at its note, until that is sent again.
+        Err(oci::Error::Answer { status: 500, .. }) if !rehearsal => None,
+        told => Some(told?),
+    };
     if !rehearsal {
         client.put_blob(&digest, bytes)?;
         // Debian's docker-registry keeps what has the right name, whatever is in it.
-        if before != Presence::Missing
+        if before != Some(Presence::Missing)
             && let Presence::Damaged(found) = client.has_blob(&digest, length)?
             // It may also be that it tells a wrong length.
             && client.blob(&digest, length).is_err()
