@@ -85,12 +85,21 @@ fn no_state_of_a_machine_is_too_strange() {
     let document: Value = serde_json::from_slice(&good).unwrap();
     let shape = Shape::of(&spec);
     let layers = [layer(dir.path(), &shape)];
+    let saved = |state: &[u8]| Saved::new(Digest::of(b"base"), Path::new("machine.state"), state, &layers, shape);
     let wake = |state: &[u8]| -> Result<Arc<Machine>, Error> {
-        let saved = Saved::new(Digest::of(b"base"), Path::new("machine.state"), state, &layers, shape)?;
+        let saved = saved(state)?;
         let media = Media::woken(Box::new(Vec::new), &saved.media(), &[])?;
         Machine::new(&spec, &files, &media, Origin::Wake(Box::new(saved)), Bare::new()?)
     };
     wake(&good).map(drop).expect("what was saved can be woken");
+    let sleeper = saved(&good).unwrap();
+    sleeper.check_files().unwrap();
+    fs::copy(&layers[0].memory, dir.path().join("other")).unwrap();
+    fs::rename(dir.path().join("other"), &layers[0].memory).unwrap();
+    assert!(
+        matches!(sleeper.check_files(), Err(Error::Unsound { .. })),
+        "it wakes from a file that nobody sees any more"
+    );
     let (mut mutator, before, mut taken) = (Mutator::from_env(), most_memory(), 0);
     for round in 0..rounds(100) {
         let begun = Instant::now();
