@@ -143,6 +143,7 @@ enum Verb {
 
 /// Runs the program and gives its exit code.
 pub fn main() -> ExitCode {
+    process::begun_us();
     // Not for people, and in no help: the process that is a machine. It goes by clap, which takes longer than
     // all that a monitor does before its guest runs.
     let words: Vec<String> = std::env::args().skip(1).take(4).collect();

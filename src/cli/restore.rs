@@ -181,7 +181,6 @@ impl Plan<'_> {
 
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
-    let begun = process::monotonic_us();
     process::catch_interrupts();
     let house = House::open()?;
     let snapshot = locate(&house, &args.snapshot, args.plain_http)?;
@@ -234,7 +233,7 @@ pub fn run(args: Args) -> Outcome {
     let elsewhere = house.store().has_arrived(&snapshot.digest);
     plan.new_identity = !args.keep_identity && (elsewhere || original.is_none_or(|original| original != name));
     let monitor = early.map_or_else(|| begin(&snapshot, &name, args.cold), Ok);
-    let restored = match monitor.and_then(|monitor| carry_out(&house, plan, monitor, begun)) {
+    let restored = match monitor.and_then(|monitor| carry_out(&house, plan, monitor, process::begun_us())) {
         Ok(restored) => restored,
         Err(failure) => {
             gone.map_or(Ok(()), Gone::put_back)?;

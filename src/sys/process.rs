@@ -36,6 +36,12 @@ pub fn monotonic_us() -> u64 {
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
+/// When this process began, by the same clock: when this was first asked, by the first words of `main`.
+pub fn begun_us() -> u64 {
+    static BEGUN: OnceLock<u64> = OnceLock::new();
+    *BEGUN.get_or_init(monotonic_us)
+}
+
 /// A process that was started by [`spawn_detached`] and has not reported yet.
 pub struct Detached {
     child: Child,
