@@ -306,6 +306,12 @@ fn pruning_tells_first_and_never_takes_what_is_needed() {
         let said = house.catnap(&format!("snapshot prune {line}"));
         assert_eq!(said.out, "", "{said:?}");
     }
+    let told = json(&house.catnap("snapshot prune --dry-run --json"));
+    assert_eq!(
+        (&told["snapshots"], &told["half_made"]),
+        (&serde_json::json!(["anna@later", "anna@tuesday"]), &1.into())
+    );
+    assert!(told["bytes"].as_u64().is_some_and(|bytes| bytes > 10_000) && told["dry_run"] == true, "{told}");
     // Nobody is there to be asked.
     house.catnap("snapshot prune").finds(4, "Nobody is there");
     assert!(photograph(store.root()) == before);
@@ -315,7 +321,10 @@ fn pruning_tells_first_and_never_takes_what_is_needed() {
     assert!(said.err.starts_with("Removed 2 snapshots and 1 half-made things, "), "{said:?}");
     assert!(!dead.exists() && of.monday.dir.exists());
     house.catnap("rm ben").gives("ben\n");
-    house.catnap("snapshot prune --yes --images").refuses_not();
+    let told = json(&house.catnap("snapshot prune --yes --images --json"));
+    assert_eq!(told["snapshots"], serde_json::json!(["anna@monday", "kitten"]));
+    let nothing = serde_json::json!({"snapshots": [], "half_made": 0, "bytes": 0, "dry_run": false});
+    assert_eq!(json(&house.catnap("snapshot prune --json")), nothing);
     assert!(!of.monday.dir.exists() && !of.kitten.dir.exists());
 }
 

@@ -1,8 +1,11 @@
 //! `catnap snapshot prune`: removes snapshots that nothing needs, by age and number.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use super::view::{self, View};
 use crate::cli::home::House;
@@ -21,7 +24,7 @@ stay unless --images is given, and so does what cannot be read: `catnap snapshot
 Examples:
   catnap snapshot prune --dry-run
   catnap snapshot prune --older-than 7d --keep 3
-  catnap snapshot prune --machine anna --yes")]
+  catnap snapshot prune --machine anna --yes --json")]
 pub struct Args {
     /// Keep the newest N snapshots of each machine
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
@@ -41,6 +44,42 @@ pub struct Args {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Print what came of it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was removed, or would be.
+#[derive(Debug, Default, Serialize)]
+struct Pruned {
+    /// The snapshots, by name or digest.
+    snapshots: Vec<String>,
+    /// Things that killed programs had left.
+    half_made: usize,
+    /// What is free by that, in bytes.
+    bytes: u64,
+    /// Whether it was only looked at.
+    dry_run: bool,
+}
+
+impl Pruned {
+    /// Tells of it: in JSON, or by a sentence that begins with this.
+    fn tell(&self, json: bool, begin: &str) -> Result<(), Failure> {
+        match json {
+            true => ui::json(self),
+            false => {
+                ui::note(format!("{begin} {self}"));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Pruned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (snapshots, bytes) = (self.snapshots.len(), ui::amount(self.bytes));
+        write!(f, "{snapshots} snapshots and {} half-made things, {bytes} in all", self.half_made)
+    }
 }
 
 /// Runs the verb.
@@ -54,34 +93,39 @@ pub fn run(args: Args) -> Outcome {
     }
     let going = choose(&args, &views, &family);
     let digests: BTreeSet<_> = going.iter().map(|view| view.digest).collect();
-    let (left, left_bytes) = store.leftovers()?;
-    if going.is_empty() && left == 0 {
+    let (half_made, left_bytes) = store.leftovers()?;
+    let bytes = |of: &BTreeSet<Digest>| usage.freed_by(of).saturating_add(left_bytes);
+    let snapshots = going.iter().map(|view| view.reference()).collect();
+    let planned = Pruned { snapshots, half_made, bytes: bytes(&digests), dry_run: args.dry_run };
+    let nothing = going.is_empty() && half_made == 0;
+    if nothing && !args.json {
         ui::note("There is nothing to remove");
         return Ok(ExitCode::SUCCESS);
     }
-    let bytes = ui::amount(usage.freed_by(&digests).saturating_add(left_bytes));
-    let what = format!("{} snapshots and {left} half-made things, {bytes} in all", going.len());
     if args.dry_run {
-        ui::data(going.iter().map(|view| view.reference() + "\n").collect::<String>())?;
-        ui::note(format!("It would remove {what}"));
+        if !args.json {
+            ui::data(planned.snapshots.iter().map(|name| name.to_owned() + "\n").collect::<String>())?;
+        }
+        planned.tell(args.json, "It would remove")?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !args.yes {
+    if !args.yes && !nothing {
         going.iter().for_each(|view| ui::note(format!("  {}", view.name())));
-        if !ui::confirm(&format!("Remove {what}?"))? {
+        if !ui::confirm(&format!("Remove {planned}?"))? {
             return Err(Failure::new(Code::Refused, "nothing was removed").hint("--yes"));
         }
     }
-    let left = store.sweep()?;
+    let mut done = Pruned { half_made: store.sweep()?, ..Pruned::default() };
     let mut removed = BTreeSet::new();
     let outcome = crate::cli::each(&going, |view| {
         // It looks again: something may have come to need it since.
         store.remove_snapshot(&view.digest)?;
         removed.insert(view.digest);
-        ui::data(view.reference() + "\n")
+        done.snapshots.push(view.reference());
+        if args.json { Ok(()) } else { ui::data(view.reference() + "\n") }
     })?;
-    let bytes = ui::amount(usage.freed_by(&removed).saturating_add(left_bytes));
-    ui::note(format!("Removed {} snapshots and {left} half-made things, {bytes} in all", removed.len()));
+    done.bytes = bytes(&removed);
+    done.tell(args.json, "Removed")?;
     Ok(outcome)
 }
 
