@@ -7,7 +7,7 @@ use crate::machine::{self, Shape};
 use crate::snapshot;
 use crate::spec::{Ephemeral, MEMORY_STEP, MachineSpec, Size};
 use crate::store;
-use crate::sys::hex;
+use crate::sys::{hex, random};
 
 /// The machine that a snapshot becomes, in the size that is wanted.
 pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<MachineSpec, Failure> {
@@ -54,7 +54,8 @@ pub fn fit(plan: &Plan<'_>, saved: &snapshot::Machine, resumed: bool) -> Result<
 
 /// A machine id that nobody has had.
 pub fn new_machine_id() -> Result<String, Failure> {
-    hex::random(16).map_err(|error| Failure::while_doing("/dev/urandom", error))
+    let bytes = random::bytes::<16>().map_err(|error| Failure::while_doing(random::SOURCE, error))?;
+    Ok(hex::encode(&bytes))
 }
 
 /// Why a disk cannot be smaller.

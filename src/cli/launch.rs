@@ -88,6 +88,7 @@ impl Begun {
             None => (vec!["monitor", name.as_str()], From::Disk),
             Some(snapshot) => (vec!["monitor", name.as_str(), snapshot], From::Nap),
         };
+        // Asked before the monitor asks KVM, for the answer would wait for that.
         let alone = process::cpus() == 1;
         let mut monitor = process::spawn_detached(&program, &words)
             .map_err(|error| Failure::while_doing("the monitor cannot be started", error))?;

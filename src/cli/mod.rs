@@ -143,6 +143,7 @@ enum Verb {
 
 /// Runs the program and gives its exit code.
 pub fn main() -> ExitCode {
+    // Whoever tells how long something took counts from here.
     process::begun_us();
     // Not for people, and in no help: the process that is a machine. It goes by clap, which takes longer than
     // all that a monitor does before its guest runs.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Buffer, Disk, Error};
 use crate::sys::files::At;
-use crate::sys::{hex, tmpfs};
+use crate::sys::{hex, random, tmpfs};
 
 /// The digits of an id.
 const ID: usize = 32;
@@ -43,7 +43,7 @@ pub struct Mark {
 
 impl Mark {
     fn new() -> io::Result<Mark> {
-        Ok(Mark { id: hex::random(ID / 2)?, writes: 0 })
+        Ok(Mark { id: hex::encode(&random::bytes::<{ ID / 2 }>()?), writes: 0 })
     }
 
     /// Whether it can have been made by [`Mark::new`]: it becomes part of a file's name.

@@ -36,8 +36,7 @@ mod states;
 mod wake;
 mod waker;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,6 +53,7 @@ use crate::disk::Mark;
 use crate::kvm::{self, Switch, Team, Vm};
 use crate::mem::{self, GuestMemory};
 use crate::spec::{Ephemeral, MachineSpec};
+use crate::sys::random;
 
 pub use crate::kvm::{Bare, End};
 pub use bays::BayError;
@@ -199,9 +199,9 @@ impl Machine {
         let team = Team::new(vcpus, board.finish(), switch.clone())?;
         if saved.is_some() {
             devices.kick_all();
-            generation::change(&mem, &random()?, &lock(&devices.power).events()).map_err(Error::Host)?;
+            generation::change(&mem, &new_generation()?, &lock(&devices.power).events()).map_err(Error::Host)?;
         } else {
-            generation::write(&mem, &random()?).map_err(Error::Host)?;
+            generation::write(&mem, &new_generation()?).map_err(Error::Host)?;
             bays.mount_at_hello(&greeting).map_err(Error::Host)?;
             // One that wakes lets nobody in before it has the size that it is to have.
             forwarder.open().map_err(Error::Host)?;
@@ -360,10 +360,8 @@ impl Machine {
 }
 
 /// A generation ID that nobody has had.
-fn random() -> Result<generation::Id, Error> {
-    let mut id = generation::Id::default();
-    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id)).map_err(Error::Host)?;
-    Ok(id)
+fn new_generation() -> Result<generation::Id, Error> {
+    random::bytes().map_err(Error::Host)
 }
 
 /// Puts the kernel into memory and makes vCPUs that begin with it.

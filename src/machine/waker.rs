@@ -11,8 +11,8 @@ use catnap_guest::protocol::{Hello, Identity, Reply, Request, Settings, VERSION,
 use super::resize::Asked;
 use super::{Machine, agent, lock};
 use crate::devices::virtio::vsock::Handle;
-use crate::sys::hex;
 use crate::sys::thread::small;
+use crate::sys::{hex, random};
 
 /// How long the agent may take for one answer; its hooks have ten seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,7 +127,7 @@ fn wake(wakeup: &Wakeup, ephemeral: Vec<WakeDisk>) -> io::Result<Wake> {
     Ok(Wake {
         // One more than it was, whatever that is: to ask first would cost the guest as much as the wake itself.
         generation: 0,
-        entropy: hex::random(32)?,
+        entropy: hex::encode(&random::bytes::<32>()?),
         identity: wakeup.identity.clone(),
         settings: wakeup.settings.clone(),
         ephemeral,

@@ -33,7 +33,7 @@ impl Store {
                 return Err(damaged("its memory lies over too many others"));
             }
             // A digest covers those below it, so a chain cannot be a loop.
-            chain.push(self.resolve(&parent.to_string())?);
+            chain.push(self.load(&parent)?);
         }
         chain.reverse();
         Ok(chain)
@@ -47,7 +47,7 @@ impl Store {
             let below = one.disks.iter().filter_map(|disk| disk.backing.as_ref()).map(|backing| backing.snapshot);
             for digest in below.chain(one.memory.and_then(|memory| memory.parent)) {
                 if !needed.iter().any(|known| known.digest == digest) {
-                    needed.push(self.resolve(&digest.to_string())?);
+                    needed.push(self.load(&digest)?);
                 }
             }
             next += 1;

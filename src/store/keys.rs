@@ -6,13 +6,14 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 
 use super::{Error, Store};
 use crate::snapshot::{PublicKey, SecretKey};
 use crate::spec::Name;
 use crate::sys::files::{self, At, names_in, read_bounded, write_atomically};
+use crate::sys::random;
 
 const PUBLIC: &str = ".public";
 const SECRET: &str = ".secret";
@@ -34,9 +35,7 @@ impl Store {
     /// Makes a key that can sign.
     pub fn make_key(&self, name: &Name) -> Result<Key, Error> {
         self.check_key_free(name)?;
-        let (mut bytes, random) = ([0; 32], "/dev/urandom");
-        fs::File::open(random).and_then(|mut file| file.read_exact(&mut bytes)).at("read", random.as_ref())?;
-        let secret = SecretKey::from_random(bytes);
+        let secret = SecretKey::from_random(random::bytes().at("read", random::SOURCE.as_ref())?);
         // It counts from when its public half is there.
         write_atomically(&self.key_path(name, SECRET), secret.to_text().as_bytes())?;
         self.write_public(name, secret.public())?;

@@ -100,11 +100,6 @@ impl Store {
         Ok(self.machine_of(spec, dir))
     }
 
-    /// What the monitor of the machine of that name says, there or not. The folder is made.
-    pub fn monitor_log(&self, name: &Name) -> Result<PathBuf, Error> {
-        log_in(&self.logs_dir(name), MONITOR_LOG)
-    }
-
     /// All machines, in the order of their names. One whose files cannot be read has a name too.
     pub fn machines(&self) -> Result<Vec<Listed>, Error> {
         let names = names_in(&self.folder("machines"))?;

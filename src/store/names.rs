@@ -52,10 +52,9 @@ impl Store {
             return self.named(reference);
         };
         if let Ok(digest) = reference.parse() {
-            return if self.snapshot_dir(&digest).exists() {
-                Ok(digest)
-            } else {
-                Err(Error::NoSnapshot(reference.into()))
+            return match self.snapshot_dir(&digest).exists() {
+                true => Ok(digest),
+                false => Err(Error::NoSnapshot(reference.into())),
             };
         }
         let hexadecimal = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -1,9 +1,6 @@
 //! Bytes as hexadecimal text. No formatter is asked: guests stand still while their registers are written down, and wait
 //! while they are read.
 
-use std::fs::File;
-use std::io::{self, Read};
-
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// What is no digit, in [`VALUES`].
 const NONE: u8 = 0xff;
@@ -54,13 +51,6 @@ fn decode_into(text: &str, bytes: &mut [u8]) -> Option<()> {
     (seen < 16).then_some(())
 }
 
-/// So many bytes of the host's entropy, as text.
-pub fn random(count: usize) -> io::Result<String> {
-    let mut bytes = vec![0; count];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(encode(&bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,12 +73,5 @@ mod tests {
                 assert_eq!(std::str::from_utf8(&text).is_ok_and(|text| decode(text).is_some()), known, "{byte}");
             }
         }
-    }
-
-    #[test]
-    fn random_text_is_as_long_as_was_asked_for_and_never_the_same() {
-        let [one, other] = [random(16).unwrap(), random(16).unwrap()];
-        assert_eq!((one.len(), other.len()), (32, 32));
-        assert_ne!(one, other);
     }
 }

@@ -15,6 +15,7 @@ pub mod patient;
 pub mod peer;
 pub mod process;
 pub mod program;
+pub mod random;
 pub mod space;
 pub mod thread;
 pub mod time;

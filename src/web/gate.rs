@@ -9,7 +9,7 @@ use std::io;
 use axum::http::{HeaderMap, StatusCode};
 
 use crate::snapshot::Digest;
-use crate::sys::hex;
+use crate::sys::{hex, random};
 
 /// Why a request is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Refusal {
 
 /// Sixteen random bytes, in hexadecimal.
 pub fn secret() -> io::Result<String> {
-    hex::random(16)
+    Ok(hex::encode(&random::bytes::<16>()?))
 }
 
 /// What opens the page of one machine and nothing else, derived from a secret: no page can tell that of another.
